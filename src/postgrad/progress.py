@@ -1,0 +1,92 @@
+"""Progress with rate and time left, on standard error, for anything that takes over two seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+quiet = False
+"""Set by `--quiet`: no progress is shown at all."""
+
+_SHOW_AFTER_SECONDS = 2.0
+_LINE_EVERY_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, *, unit: str = "steps", start: int = 0) -> Iterator[Callable[..., None]]:
+    """Show how far a long job is; the block gets a function to call as the work advances.
+
+    >>> with progress("gradients", total=25_000, unit="images") as advance:
+    ...     for batch in batches:
+    ...         advance(len(batch), note="loss 0.31")
+
+    `start` is what an earlier, interrupted run had done. On a terminal a bar appears after two seconds; elsewhere a line
+    is written every half minute.
+    """
+    show = _nothing if quiet else (_bar if sys.stderr.isatty() else _lines)
+    with show(what, total, unit, start) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _nothing(what: str, total: int, unit: str, start: int) -> Iterator[Callable[..., None]]:
+    def advance(count: int = 1, *, note: str = "") -> None:
+        pass
+
+    yield advance
+
+
+@contextlib.contextmanager
+def _lines(what: str, total: int, unit: str, start: int) -> Iterator[Callable[..., None]]:
+    began = shown = time.monotonic()
+    done = start
+
+    def advance(count: int = 1, *, note: str = "") -> None:
+        nonlocal done, shown
+        done += count
+        now = time.monotonic()
+        if now - shown >= _LINE_EVERY_SECONDS:
+            shown = now
+            rate = (done - start) / (now - began)
+            left = (total - done) / rate if rate > 0 else float("inf")
+            message = f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
+            print(f"{message}, {note}" if note else message, file=sys.stderr, flush=True)
+
+    yield advance
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int, unit: str, start: int) -> Iterator[Callable[..., None]]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    bar = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        rich_progress.TextColumn("{task.fields[rate]:.1f}/s"),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=total, completed=start, unit=unit, note="", rate=0.0)
+    began = time.monotonic()
+    done, visible = start, False
+
+    def advance(count: int = 1, *, note: str = "") -> None:
+        nonlocal done, visible
+        done += count
+        elapsed = time.monotonic() - began
+        if not visible and elapsed >= _SHOW_AFTER_SECONDS:
+            bar.start()
+            visible = True
+        bar.update(task, completed=done, rate=(done - start) / max(elapsed, 1e-9), note=note)
+
+    try:
+        yield advance
+    finally:
+        if visible:
+            bar.stop()
