@@ -83,7 +83,7 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     """
     path = Path(directory) / ".lock"
     with disk_errors(path):
-        file = open(path, "a+")
+        file = open(path, "a+")  # noqa: SIM115 (closed by the `with` below; only opening may be refused)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,8 +22,8 @@ def progress(what: str, total: int, *, unit: str = "steps", start: int = 0) -> I
     ...     for batch in batches:
     ...         advance(len(batch), note="loss 0.31")
 
-    `start` is what an earlier, interrupted run had done. On a terminal a bar appears after two seconds; elsewhere a line
-    is written every half minute.
+    `start` is what an earlier, interrupted run had done. On a terminal a bar appears after two seconds; elsewhere a
+    line is written every half minute.
     """
     show = _nothing if quiet else (_bar if sys.stderr.isatty() else _lines)
     with show(what, total, unit, start) as advance:

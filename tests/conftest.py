@@ -1,0 +1,25 @@
+"""What every test shares: a quiet machine, no network, no state left over."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Numerical libraries read these once, when they are first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("NO_COLOR", "1")
+
+
+@pytest.fixture(autouse=True)
+def _own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the user's data folder and caches out of the tests."""
+    monkeypatch.delenv("POSTGRAD_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _progress_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo a `--quiet` that an earlier test left set."""
+    monkeypatch.setattr("postgrad.progress.quiet", False)
