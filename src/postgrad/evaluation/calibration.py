@@ -25,8 +25,8 @@ def fit_temperature(scores: ArrayLike, labels: ArrayLike, *, logits: bool = Fals
         scores: (N, C), of images that the classifier was not fitted on: probabilities, or with `logits=True` logits z.
         labels: (N,) integers.
 
-    Predictions stay as they are. T above 1 softens an overconfident classifier. The NLL is convex in 1/T, so the minimum
-    found is the only one; where every image is right it lies at the lower end of the range.
+    Predictions stay as they are. T above 1 softens an overconfident classifier. The NLL is convex in 1/T, so the
+    minimum found is the only one; where every image is right it lies at the lower end of the range.
     """
     z = _logits(scores, logits)
     y = np.asarray(labels)
