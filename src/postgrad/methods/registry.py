@@ -1,0 +1,117 @@
+"""The list of methods: what each is, needs and costs; how `--method NAME[:key=value,…]` is read. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from postgrad.errors import UserError, unknown_name
+
+Shape = Literal["surgery", "loss", "weights", "second stage", "growth"]
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is to be known about one method before it is imported; `target` is `module:class`."""
+
+    name: str
+    title: str
+    idea: str
+    paper: str
+    shape: Shape
+    needs: str
+    costs: str
+    failures: str
+    licence: str
+    target: str
+
+    def load(self) -> Any:
+        """Import the class (or function) that does the work."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+_ENTRIES = (
+    Method(
+        name="gradnet",
+        title="GradNet: classify in gradient space",
+        idea="A small network reads the gradients of the trained network under every assumed label.",
+        paper="arXiv:1807.06630",
+        shape="second stage",
+        needs="a trained classifier, and training images that it has not seen",
+        costs="one forward and one backward pass for each class at prediction; gradient entries × hidden units weights",
+        failures=(
+            "gains little when the base has already fitted the images that GradNet learns from; fine-tuning the base "
+            "on the same images for the same time is the control to beat"
+        ),
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.gradnet:GradNet",
+    ),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _ENTRIES}
+
+
+def get_method(name: str) -> Method:
+    """The entry of that name; an unknown one is a `UserError` with the nearest name."""
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Read a method and its options from one command-line word.
+
+    >>> parse_method("gradnet:epochs=10,hidden=5+100+25,normalise=scale+power")
+    ('gradnet', {'epochs': 10, 'hidden': (5, 100, 25), 'normalise': 'scale+power'})
+    """
+    name, _, settings = text.partition(":")
+    method = get_method(name.strip())
+    return method.name, parse_settings(settings, source=f"method '{text}'")
+
+
+def parse_settings(text: str, *, source: str) -> dict[str, Any]:
+    """Read `key=value,…`; values are YAML, and numbers joined by `+` are a tuple. `source` names the text in errors."""
+    settings: dict[str, Any] = {}
+    for part in _split_at_commas(text):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier() or not value.strip():
+            raise UserError(f"{source}: expected key=value pairs with commas between them, got '{part.strip()}'")
+        if key in settings:
+            raise UserError(f"{source}: '{key}' is given twice")
+        settings[key] = _parse_value(value.strip(), source=source)
+    return settings
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Compare options with what the method's class takes (this imports it); a wrong name is a `UserError`."""
+    parameters = inspect.signature(get_method(name).load()).parameters
+    known = [key for key in parameters if key != "model"]
+    for key in options:
+        if key not in known:
+            raise unknown_name(f"option of {name}", key, known)
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets; nothing gives no parts."""
+    parts = re.split(r",(?![^\[{(]*[\]})])", text)
+    return [] if parts == [""] else parts
+
+
+def _parse_value(text: str, *, source: str) -> Any:
+    if _NUMBER.fullmatch(text):
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    if "+" in text.strip("+") and all(_NUMBER.fullmatch(part) for part in text.split("+")):
+        return tuple(_parse_value(part, source=source) for part in text.split("+"))
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: '{text}' is not a value that YAML can read") from error

@@ -1,0 +1,1 @@
+"""Runs of several arms and seeds: base, methods and controls, measured alike."""

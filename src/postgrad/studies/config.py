@@ -1,0 +1,163 @@
+"""Every setting of one `postgrad improve` run, checked, and written to and read from YAML. No torch import."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+from postgrad.files import write_atomic
+from postgrad.methods.registry import get_method, parse_method
+from postgrad.validation import read_yaml, validated
+
+PREPROCESS_FIELDS = ("size", "crop", "mean", "std", "per_image_standardise")
+
+
+def _expand(path: Any) -> Any:
+    return Path(path).expanduser() if isinstance(path, (str, Path)) else path
+
+
+def _numbers(value: Any) -> Any:
+    """Take `.485,.456,.406` as well as a list of numbers."""
+    if isinstance(value, str):
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            raise ValueError(f"expected numbers with commas between them, got '{value}'") from None
+    return (value,) if isinstance(value, (int, float)) else value
+
+
+UserPath = Annotated[Path, BeforeValidator(_expand)]
+PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+
+
+class MethodConfig(BaseModel):
+    """One method with its options, as in `--method gradnet:epochs=10`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return get_method(name).name
+
+    @field_validator("options")
+    @classmethod
+    def _tuples(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """YAML has no tuples; make its lists ones, so that settings read back equal those written."""
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def _method(value: Any) -> Any:
+    if isinstance(value, str):
+        name, options = parse_method(value)
+        return {"name": name, "options": options}
+    return value
+
+
+class ImproveConfig(BaseModel):
+    """What `postgrad improve` is told.
+
+    >>> config = ImproveConfig(data="cifar10", base_accuracy=0.72, methods=["gradnet:epochs=10"])
+    >>> config.save("config.yaml")
+    >>> ImproveConfig.load("config.yaml") == config
+    True
+
+    The names are those of the command line's options. `steps` holds the step counts that time budgets became in an
+    earlier run, under keys such as `seed0/control-finetune/final`, so that a rerun from its `config.yaml` repeats it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "seed-cnn"
+    weights: UserPath | None = None
+    data: str = "digits"
+    data_dir: UserPath | None = None
+    limit: PositiveInt | None = None
+    size: PositiveInt | None = None
+    crop: PositiveInt | None = None
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
+    per_image_standardise: bool | None = None
+    methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = (MethodConfig(name="gradnet"),)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    budget: str | None = None
+    base_accuracy: float | None = None
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    device: str = "auto"
+    threads: PositiveInt | None = None
+    memory: str = "8GB"
+    out: UserPath = Path("runs/improve")
+    resume: UserPath | None = None
+    steps: dict[str, Annotated[int, Field(ge=0)]] = {}
+
+    @field_validator("budget")
+    @classmethod
+    def _duration(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[smh]", text):
+            raise ValueError(f"expected a time such as 90s, 10m or 1.5h, got '{text}'")
+        return text
+
+    @field_validator("memory")
+    @classmethod
+    def _bytes(cls, text: str) -> str:
+        if not re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[kKMGT]i?B", text):
+            raise ValueError(f"expected an amount such as 500MB or 8GB, got '{text}'")
+        return text
+
+    @field_validator("base_accuracy")
+    @classmethod
+    def _fraction(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"expected a fraction between 0 and 1 (72 % is 0.72), got {value:g}")
+        return value
+
+    @field_validator("std")
+    @classmethod
+    def _not_zero(cls, std: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"expected numbers above 0, got {std}")
+        return std
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) != len(seeds):
+            raise ValueError(f"expected at least one seed, each of them once, got {list(seeds)}")
+        return seeds
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together; give both or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; give one for each channel")
+        if self.epochs is not None and self.budget is not None:
+            raise ValueError("epochs and budget both say how long to train; give one of them")
+        names = [method.name for method in self.methods]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"expected at least one method, each of them once, got {names}; give others their own run")
+        return self
+
+    def preprocess_flags(self) -> dict[str, Any]:
+        """The parts of the preprocessing that were asked for; what was left open is not in it."""
+        return {name: value for name in PREPROCESS_FIELDS if (value := getattr(self, name)) is not None}
+
+    def to_yaml(self) -> str:
+        """The settings as YAML; `resume` is left out, since it belongs to one call and not to the run."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude={"resume"}), sort_keys=False, allow_unicode=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write the settings as YAML, whole or not at all."""
+        write_atomic(path, self.to_yaml())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read settings from YAML; each mistake is named in one `UserError`."""
+        return validated(cls, read_yaml(path), source=str(path))
