@@ -1,1 +1,34 @@
 """Take a trained image classifier further than its training did, and prove each gain against a fair control."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from postgrad._loading import load as load
+    from postgrad.errors import UserError as UserError
+    from postgrad.models.checkpoints import save as save
+    from postgrad.models.registry import create_model as create_model
+
+_PUBLIC = {
+    "UserError": "postgrad.errors",
+    "create_model": "postgrad.models.registry",
+    "load": "postgrad._loading",
+    "save": "postgrad.models.checkpoints",
+}
+"""Public name -> the module it lives in; imported on first use, so that `import postgrad` takes no time."""
+
+__all__ = ["UserError", "create_model", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'postgrad' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,105 @@
+"""Anything that postgrad saved, loaded by its manifest: networks, second-stage classifiers, controls, whole runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from postgrad.errors import UserError, unknown_name
+
+_LOADERS = {
+    "network": "postgrad.models.checkpoints:load",
+    "gradnet": "postgrad.methods.gradnet:GradNet.load",
+    "features-mlp": "postgrad.controls.features:FeaturesMLP.load",
+    "ensemble": "postgrad.controls.same_price:Ensemble.load",
+}
+"""Kind in the manifest -> what loads it. A fixed table: a manifest cannot name code."""
+
+
+class Classifier(Protocol):
+    """What every loaded classifier can do."""
+
+    class_names: tuple[str, ...]
+    preprocess: Any
+
+    @property
+    def classes_(self) -> np.ndarray: ...
+    def predict(self, images: Any) -> np.ndarray: ...
+    def predict_proba(self, images: Any) -> np.ndarray: ...
+
+
+def load(path: str | os.PathLike[str], *, factory: Callable[..., Any] | str | None = None) -> Any:
+    """Load what postgrad saved: a network as an `nn.Module`, a second-stage classifier as its own class.
+
+    >>> gradnet = load("runs/demo/gradnet")
+    >>> network = load("runs/demo/base")
+
+    `path` is the directory of one arm, or of a whole run: then the arm that its validation data recommends is loaded,
+    and named on standard error. `factory` makes the network where its manifest cannot, as
+    `postgrad.models.checkpoints.load` says. Raises `UserError` for anything that postgrad did not save.
+    """
+    directory = arm_directory(path)
+    kind = _kind(directory)
+    if kind not in _LOADERS:
+        raise unknown_name(f"kind of model in {directory}/manifest.json:", str(kind), _LOADERS)
+    module, _, names = _LOADERS[kind].partition(":")
+    loader: Any = importlib.import_module(module)
+    for name in names.split("."):
+        loader = getattr(loader, name)
+    return loader(directory, factory=factory)
+
+
+def load_classifier(
+    path: str | os.PathLike[str], *, factory: Callable[..., Any] | str | None = None, device: str = "auto"
+) -> Classifier:
+    """Load anything that classifies images, networks and exported programs among them.
+
+    >>> load_classifier("runs/demo").predict(images)
+
+    `device` is where a bare network runs; a second-stage classifier chooses its own.
+    """
+    from torch import nn
+
+    from postgrad.models.network import NetworkClassifier
+
+    loaded = load(path, factory=factory)
+    if not isinstance(loaded, nn.Module):
+        return loaded
+    return NetworkClassifier(loaded, preprocess=loaded.preprocess, device=device)
+
+
+def arm_directory(path: str | os.PathLike[str]) -> Path:
+    """The directory of one arm: `path` itself, or the recommended arm of the run that `path` holds."""
+    directory = Path(path).expanduser()
+    if (directory / "manifest.json").is_file():
+        return directory
+    results = directory / "results.json"
+    if not results.is_file():
+        raise UserError(f"{directory} is neither a saved model (no manifest.json) nor a run (no results.json)")
+    name = _read_json(results).get("recommended")
+    arms = sorted(file.parent.name for file in directory.glob("*/manifest.json"))
+    if name not in arms:
+        raise UserError(f"{results} recommends no arm that is here; name one: {', '.join(arms) or 'none was saved'}")
+    print(f"{directory}: using {name}, which its validation data recommends", file=sys.stderr)
+    return directory / name
+
+
+def _kind(directory: Path) -> object:
+    return _read_json(directory / "manifest.json").get("kind")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); it is damaged or cut off") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content
