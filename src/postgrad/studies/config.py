@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 from postgrad.files import write_atomic
 from postgrad.methods.registry import get_method, parse_method
+from postgrad.units import parse_memory
 from postgrad.validation import read_yaml, validated
 
 PREPROCESS_FIELDS = ("size", "crop", "mean", "std", "per_image_standardise")
@@ -107,8 +108,7 @@ class ImproveConfig(BaseModel):
     @field_validator("memory")
     @classmethod
     def _bytes(cls, text: str) -> str:
-        if not re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[kKMGT]i?B", text):
-            raise ValueError(f"expected an amount such as 500MB or 8GB, got '{text}'")
+        parse_memory(text)
         return text
 
     @field_validator("base_accuracy")
