@@ -1,0 +1,190 @@
+"""Closed forms: a layer's input and what reaches its output, contracted to one gradient for each image and label."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """How a layer's tensors are laid out: features on axis 1 ("second") or last, in `groups` equal groups.
+
+    `activation(x)` turns the layer's input, (B, ...), into (B, groups, K, P): for each of P places the K numbers that a
+    weight multiplies. What reaches the output is brought to (B, groups, O, P), and the gradient is their product over P.
+    """
+
+    layout: Literal["second", "last"]
+    groups: int
+    features: int
+    activation: Callable[[Tensor], Tensor]
+
+
+def closed_form(layer: nn.Module) -> ClosedForm | None:
+    """The closed form of a layer, or None where there is none (embeddings are `is_lookup`)."""
+    if isinstance(layer, nn.Linear):
+        return ClosedForm("last", 1, layer.out_features, _linear_inputs)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return ClosedForm("second", layer.groups, layer.out_channels, lambda x: convolution_patches(layer, x))
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        features = math.prod(layer.normalized_shape)
+        return ClosedForm("last", features, features, lambda x: _normalised_last(layer, x))
+    if isinstance(layer, nn.GroupNorm):
+        normalise = lambda x: F.group_norm(x, layer.num_groups, eps=layer.eps)  # noqa: E731
+        return ClosedForm("second", layer.num_channels, layer.num_channels, lambda x: _normalised_second(normalise(x)))
+    if isinstance(layer, nn.modules.batchnorm._NormBase):
+        features = layer.num_features
+        return ClosedForm("second", features, features, lambda x: _normalised_second(_running_norm(layer, x)))
+    return None
+
+
+def is_lookup(layer: nn.Module) -> bool:
+    """Whether a layer is an embedding whose gradient is a plain sum over its look-ups."""
+    return isinstance(layer, nn.Embedding) and not layer.scale_grad_by_freq
+
+
+def has_closed_form(layer: nn.Module) -> bool:
+    """Whether the gradients of a layer's own parameters can be written down."""
+    return is_lookup(layer) or closed_form(layer) is not None
+
+
+def fits(layer: nn.Module, x: Tensor, output_shape: Sequence[int], images: int) -> bool:
+    """Whether a call's tensors hold `images` images on their first axis (or a multiple: windows of each image)."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and x.dim() != len(layer.kernel_size) + 2:
+        return False
+    if x.dim() == 0 or not output_shape or x.shape[0] != output_shape[0]:
+        return False
+    return x.shape[0] > 0 and x.shape[0] % images == 0
+
+
+# --- activations -------------------------------------------------------------------------------------------------
+
+
+def _linear_inputs(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2).unsqueeze(1)
+
+
+def _normalised_last(layer: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
+    shape = list(layer.normalized_shape)
+    if isinstance(layer, nn.LayerNorm):
+        normalised = F.layer_norm(x, shape, eps=layer.eps)
+    else:
+        normalised = F.rms_norm(x, shape, eps=layer.eps)
+    return normalised.reshape(x.shape[0], -1, math.prod(shape)).transpose(1, 2).unsqueeze(2)
+
+
+def _normalised_second(normalised: Tensor) -> Tensor:
+    return normalised.reshape(normalised.shape[0], normalised.shape[1], 1, -1)
+
+
+def _running_norm(layer: Any, x: Tensor) -> Tensor:
+    """Batch and instance normalisation in eval mode, without their affine part."""
+    if layer.running_mean is None:
+        return F.instance_norm(x, eps=layer.eps)
+    return F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+
+
+def convolution_patches(layer: Any, x: Tensor) -> Tensor:
+    """The patches that a convolution reads: (B, C, *sizes) to (B, groups, C / groups × kernel, places)."""
+    padded = _padded(layer, x)
+    batch, channels, *sizes = padded.shape
+    places = [
+        (size - step * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, step in zip(sizes, layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    ]
+    per_image, per_channel, *per_pixel = padded.stride()
+    windows = padded.as_strided(
+        (batch, channels, *layer.kernel_size, *places),
+        (
+            per_image,
+            per_channel,
+            *(pixel * step for pixel, step in zip(per_pixel, layer.dilation, strict=True)),
+            *(pixel * stride for pixel, stride in zip(per_pixel, layer.stride, strict=True)),
+        ),
+    )
+    return windows.reshape(batch, layer.groups, -1, math.prod(places))
+
+
+def _padded(layer: Any, x: Tensor) -> Tensor:
+    if layer.padding == "same":
+        # An odd total goes to the far side, as torch.nn does it.
+        totals = [step * (kernel - 1) for step, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    elif layer.padding == "valid":
+        sides = []
+    else:
+        sides = [(amount, amount) for amount in layer.padding]
+    amounts = list(itertools.chain.from_iterable(reversed(sides)))
+    if not any(amounts):
+        return x
+    return F.pad(x, amounts, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+# --- what reaches the output -------------------------------------------------------------------------------------
+
+
+def arrange(form: ClosedForm, delta: Tensor, images: int) -> Tensor:
+    """Bring what reaches a layer's output to (images, groups, O, P); windows of one image become places of it."""
+    windows = delta.shape[0] // images
+    per_group = form.features // form.groups
+    if form.layout == "last":
+        return delta.reshape(images, -1, form.groups, per_group).permute(0, 2, 3, 1)
+    split = delta.reshape(images, windows, form.groups, per_group, -1)
+    return split.permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def gather_windows(activation: Tensor, images: int) -> Tensor:
+    """(images × windows, G, K, P) to (images, G, K, windows × P)."""
+    windows = activation.shape[0] // images
+    if windows == 1:
+        return activation
+    return activation.unflatten(0, (images, windows)).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+# --- contraction -------------------------------------------------------------------------------------------------
+
+
+def contract_weight(delta: Tensor, activation: Tensor, out: Tensor, *, add: bool) -> None:
+    """Σ over places of delta (N, L, G, O, P) × activation (N, G, K, P), written or added to `out` (N, L, G·O·K)."""
+    images, labels, groups, outputs, places = delta.shape
+    inputs = activation.shape[2]
+    if groups == 1:
+        left = delta.reshape(images, labels * outputs, places)
+        right = activation.squeeze(1).transpose(1, 2)
+        rows = out.view(images, labels * outputs, inputs)
+        if add:
+            rows.baddbmm_(left, right)
+        elif places == 1:
+            torch.mul(left, right, out=rows)
+        else:
+            torch.bmm(left, right, out=rows)
+        return
+    left = delta.transpose(1, 2).reshape(images * groups, labels * outputs, places)
+    right = activation.reshape(images * groups, inputs, places).transpose(1, 2)
+    product = torch.bmm(left, right).view(images, groups, labels, outputs, inputs).transpose(1, 2)
+    rows = out.view(images, labels, groups, outputs, inputs)
+    rows.add_(product) if add else rows.copy_(product)
+
+
+def contract_bias(delta: Tensor, out: Tensor, *, add: bool) -> None:
+    """Σ over places of delta (N, L, G, O, P), written or added to `out` (N, L, G·O)."""
+    summed = delta.sum(-1).flatten(2)
+    out.add_(summed) if add else out.copy_(summed)
+
+
+def contract_lookup(layer: nn.Embedding, delta: Tensor, indices: Tensor, out: Tensor, *, add: bool) -> None:
+    """Add delta (N, L, P, width) to the rows of `out` (N, L, entries × width) that `indices` (N, P) looked up."""
+    images, labels, places, width = delta.shape
+    if not add:
+        out.zero_()
+    if layer.padding_idx is not None:
+        delta = delta * (indices != layer.padding_idx)[:, None, :, None]
+    where = indices[:, None, :, None].expand(images, labels, places, width)
+    out.view(images, labels, layer.num_embeddings, width).scatter_add_(2, where, delta)

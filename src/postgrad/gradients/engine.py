@@ -1,0 +1,218 @@
+"""The gradient engine: chunks of images in, rows of per-sample gradients out, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from postgrad.errors import UserError, unknown_name
+from postgrad.gradients import capture, contract, fallback
+from postgrad.gradients.plan import check_logits, contract_call, cross_entropy_cotangents, make_plan
+
+Labels = Tensor | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One parameter's share of a gradient: its name, its shape and how many numbers that is."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+
+
+class GradientEngine:
+    """Per-sample gradients of cross-entropy for any classifier, in eval mode, under given labels or under all.
+
+    >>> engine = GradientEngine(model, images[:3], parameters=weight_names(model))
+    >>> for name, rows in engine.gradients(images[:25], labels[:25]):
+    ...     print(name, rows.shape)          # (25, numel), the engine's own buffer
+
+    Args:
+        model: a network from images (N, …) to logits (N, C); its mode, flags and weights are left as they are.
+        example: one image or more (n, …), as the model takes them; three are tried on construction.
+        layers: names of modules whose parameters are wanted; None is every parameter that requires grad.
+        parameters: names of parameters instead, as in `model.named_parameters()`.
+        memory: bytes that the engine's buffers may take.
+
+    Raises:
+        UserError: an unknown name, a model whose answers for one image depend on others, logits of another form.
+
+    Linear and convolution layers, embeddings and the affine parts of normalisation layers are contracted in closed
+    form; the closed forms are tried on the example and whatever disagrees goes through `torch.func`, with a
+    `GradientFallbackWarning` on construction.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        *,
+        layers: Sequence[str] | None = None,
+        parameters: Sequence[str] | None = None,
+        memory: int = 2 << 30,
+    ) -> None:
+        if not isinstance(example, Tensor) or example.dim() < 2 or len(example) == 0:
+            raise UserError("example: expected a tensor of one image or more, (n, …) as the model takes them")
+        names = select_parameters(model, layers=layers, parameters=parameters)
+        tensors = dict(model.named_parameters())
+        self.model = model
+        self.memory = memory
+        self.blocks = tuple(Block(name, tuple(tensors[name].shape), tensors[name].numel()) for name in names)
+        self.logits: Tensor | None = None
+        self._parameters = [tensors[name] for name in names]
+        self._check_images(example)
+        self._image_shape = example.shape[1:]
+        self._plan = make_plan(model, names, example)
+        self.num_classes = self._plan.num_classes
+        self._buffers: dict[str, Tensor] = {}
+
+    def images_per_chunk(self, labels: Labels) -> int:
+        """How many images at a time keep the engine's buffers inside `memory`."""
+        rows = self.num_classes if isinstance(labels, str) else 1
+        numbers = rows * (sum(block.numel for block in self.blocks) + self._plan.delta_numbers)
+        needed = numbers * self._parameters[0].element_size()
+        if needed > self.memory:
+            raise UserError(
+                f"the gradients of one image under {rows} label{'s' * (rows > 1)} take {needed / 2**30:.2f} GiB, more "
+                f"than the memory budget of {self.memory / 2**30:.2f} GiB; raise it, or choose fewer layers"
+            )
+        return self.memory // needed
+
+    def gradients(self, x: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, rows (R, numel)) for each block; R = N for given labels, N·C in (image, label) order for "all".
+
+        The rows are the engine's buffers, overwritten by the next call. `logits` is set when this returns.
+        """
+        self._check_images(x)
+        candidates = self._labels(x, labels)
+        if len(x) == 0:
+            self.logits = x.new_zeros((0, self.num_classes), dtype=self._parameters[0].dtype)
+            return iter([(block.name, self._rows(block, 0)) for block in self.blocks])
+        with capture.evaluation_mode(self.model, self._parameters):
+            logits, calls = capture.run(self.model, x.detach(), self._plan.layers, self._plan.keep_copies)
+            check_logits(logits, len(x))
+            self.logits = logits.detach()
+            cotangents = cross_entropy_cotangents(logits, candidates)
+            reached = list(capture.deltas(logits, calls, list(cotangents.unbind(1)))) if calls else []
+        return self._contract(x, calls, reached, cotangents)
+
+    def _contract(
+        self, x: Tensor, calls: list[capture.Call], reached: list[list[Tensor | None]], cotangents: Tensor
+    ) -> Iterator[tuple[str, Tensor]]:
+        images, labels, _ = cotangents.shape
+        slow = self._slow_gradients(x, cotangents)
+        out = {block.name: self._rows(block, images * labels).view(images, labels, -1) for block in self.blocks}
+        for block in self.blocks:
+            rows = out[block.name]
+            written: set[str] = set()
+            for number, call in enumerate(calls):
+                slots = {slot: name for slot, name in call.slots.items() if name == block.name}
+                delta = [one[number] for one in reached]
+                if slots and delta[0] is not None:
+                    if not contract.fits(call.layer, call.input, call.output_shape, images):
+                        raise UserError(
+                            f"layer '{call.name}' got {tuple(call.input.shape)} for {images} images, which is no "
+                            "multiple of them; give the engine an example of the same form as the images"
+                        )
+                    contract_call(call, slots, torch.stack([d for d in delta if d is not None]), images, out, written)
+            if block.name in slow:
+                rows.copy_(slow[block.name])
+            elif not written:
+                rows.zero_()
+            yield block.name, rows.flatten(0, 1)
+
+    def _slow_gradients(self, x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
+        plan = self._plan
+        if not plan.slow:
+            return {}
+        if plan.vectorised:
+            with capture.evaluation_mode(self.model, ()):
+                return fallback.vectorised(self.model, plan.slow, x, cotangents)
+        with capture.evaluation_mode(self.model, self._parameters):
+            found = fallback.looped(self.model, plan.slow, x, cotangents)
+        return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+    def _rows(self, block: Block, rows: int) -> Tensor:
+        """The first `rows` rows of a block's buffer, which grows when it must."""
+        buffer = self._buffers.get(block.name)
+        if buffer is None or len(buffer) < rows:
+            like = self._parameters[0]
+            buffer = torch.empty((rows, block.numel), dtype=like.dtype, device=like.device)
+            self._buffers[block.name] = buffer
+        return buffer[:rows]
+
+    def _check_images(self, x: Tensor) -> None:
+        weight = self._parameters[0]
+        if x.device != weight.device:
+            raise UserError(f"the images are on {x.device}, the model on {weight.device}; bring them together")
+        if x.is_floating_point() and x.dtype != weight.dtype:
+            raise UserError(f"the images are {x.dtype}, the model is {weight.dtype}; convert the images")
+        shape = getattr(self, "_image_shape", x.shape[1:])
+        if x.shape[1:] != shape:
+            raise UserError(f"images: expected (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+
+    def _labels(self, x: Tensor, labels: Labels) -> Tensor:
+        """The labels (N, L) under which each image's gradients are taken."""
+        if isinstance(labels, str):
+            if labels != "all":
+                raise UserError(f"labels: expected a tensor of {len(x)} integers or 'all', got '{labels}'")
+            return torch.arange(self.num_classes, device=x.device).expand(len(x), -1)
+        if not isinstance(labels, Tensor) or labels.dtype in (torch.bool,) or labels.is_floating_point():
+            raise UserError(f"labels: expected a tensor of {len(x)} integers or 'all'")
+        if labels.shape != (len(x),):
+            raise UserError(f"labels: expected shape ({len(x)},), one for each image, got {tuple(labels.shape)}")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise UserError(
+                f"labels: expected 0 to {self.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
+            )
+        return labels.to(x.device, torch.int64)[:, None]
+
+
+def weight_names(model: nn.Module) -> list[str]:
+    """Names of the weights with two axes or more, in order: no biases, no normalisation layers."""
+    return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+
+
+def select_parameters(
+    model: nn.Module, *, layers: Sequence[str] | None = None, parameters: Sequence[str] | None = None
+) -> list[str]:
+    """The names, in `named_parameters()` order, that `layers` or `parameters` ask for (tied ones by their first name)."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    if not first:
+        raise UserError("the model has no parameters, so there is nothing to take gradients of")
+    if layers is not None and parameters is not None:
+        raise UserError("give either layers or parameters, not both")
+    if layers is None and parameters is None:
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not names:
+            raise UserError("no parameter of the model requires grad; name the layers that are wanted")
+        return names
+    wanted = _of_layers(model, layers) if layers is not None else _of_names(model, parameters or ())
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in wanted]
+    if not names:
+        raise UserError("the layers or parameters asked for hold no parameters; name at least one that does")
+    return names
+
+
+def _of_layers(model: nn.Module, layers: Iterable[str]) -> set[int]:
+    modules = dict(model.named_modules())
+    known = [name for name, module in modules.items() if name and any(True for _ in module.parameters())]
+    wanted: set[int] = set()
+    for name in layers:
+        if name not in modules:
+            raise unknown_name("layer", name, known)
+        wanted.update(id(parameter) for parameter in modules[name].parameters())
+    return wanted
+
+
+def _of_names(model: nn.Module, parameters: Iterable[str]) -> set[int]:
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name in parameters:
+        if name not in known:
+            raise unknown_name("parameter", name, known)
+    return {id(known[name]) for name in parameters}

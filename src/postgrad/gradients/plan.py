@@ -1,0 +1,261 @@
+"""Decide, by trying it on three images, which gradients have a closed form in a given network and which do not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from postgrad.errors import UserError
+from postgrad.gradients import capture, contract, fallback
+from postgrad.gradients.fallback import GradientFallbackWarning, State
+
+Layers = dict[str, tuple[nn.Module, capture.Slots]]
+
+_PROBES = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How each parameter's gradients are made: by closed form from `layers`, by a slower way, or they are all zero."""
+
+    layers: Layers
+    slow: tuple[str, ...] = ()
+    vectorised: bool = True
+    unused: tuple[str, ...] = ()
+    keep_copies: frozenset[str] = field(default=frozenset())
+    num_classes: int = 0
+    delta_numbers: int = 0
+    """What one image's layers put out together; the engine counts its working memory with it."""
+
+
+def make_plan(model: nn.Module, names: Sequence[str], example: Tensor) -> Plan:
+    """Try the closed forms on three images against one backward pass at a time, and keep those that agree.
+
+    The trial runs in float64, so that a difference is a mistake and not rounding (in the network's own precision where
+    it cannot run in another). It catches whatever a list of layer types cannot: weights used outside their layer,
+    sequence-first layouts, overridden `forward` methods.
+    """
+    _refuse_batch_statistics(model)
+    layers = _candidates(model, names)
+    x = _probe_images(example)
+    state: State | None = _double(model)
+    double = x.double() if x.is_floating_point() else x
+    parameters = list(model.parameters())
+    with capture.evaluation_mode(model, parameters):
+        try:
+            fallback.answer(model, double, state)
+        except (RuntimeError, TypeError):
+            state = None
+        return _verify(model, names, layers, x if state is None else double, state)
+
+
+def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, state: State | None) -> Plan:
+    def forward(images: Tensor) -> Tensor:
+        return fallback.answer(model, images, state)
+
+    logits, calls = capture.run(forward, x, layers)
+    check_logits(logits, len(x))
+    copies = frozenset(call.name for call in calls if call.input_was_modified)
+    if copies:
+        logits, calls = capture.run(forward, x, layers, copies)
+    _refuse_mixing(forward, x, logits.detach())
+
+    classes = logits.shape[1]
+    labels = torch.arange(len(x), device=x.device) % classes
+    cotangents = cross_entropy_cotangents(logits, labels[:, None])
+    reference = fallback.looped(model, names, x, cotangents, state)
+    found = _closed_forms(names, reference, logits, calls, cotangents)
+
+    agree = {name for name, gradient in reference.items() if gradient is not None and _agrees(found, reference, name)}
+    unused = tuple(name for name in names if reference[name] is None)
+    slow = tuple(name for name in names if name not in agree and name not in unused)
+    vectorised = not slow or _vmap_agrees(model, slow, x, cotangents, state, reference)
+    _say(slow, vectorised)
+    kept = {
+        name: (layer, {slot: block for slot, block in slots.items() if block in agree})
+        for name, (layer, slots) in layers.items()
+    }
+    return Plan(
+        layers={name: (layer, slots) for name, (layer, slots) in kept.items() if slots},
+        slow=slow,
+        vectorised=vectorised,
+        unused=unused,
+        keep_copies=copies,
+        num_classes=classes,
+        delta_numbers=sum(call.output_shape.numel() for call in calls) // len(x),
+    )
+
+
+def _closed_forms(
+    names: Sequence[str],
+    reference: Mapping[str, Tensor | None],
+    logits: Tensor,
+    calls: Sequence[capture.Call],
+    cotangents: Tensor,
+) -> dict[str, Tensor]:
+    """The closed form of every parameter whose calls all look as if they had one."""
+    images = len(cotangents)
+    misfits = {
+        block
+        for call in calls
+        for block in call.slots.values()
+        if not contract.fits(call.layer, call.input, call.output_shape, images)
+    }
+    found = {
+        name: gradient.new_zeros(gradient.shape)
+        for name, gradient in reference.items()
+        if gradient is not None and name not in misfits
+    }
+    for reached in capture.deltas(logits, calls, [cotangents[:, 0]], retain=True):
+        written: set[str] = set()
+        for call, delta in zip(calls, reached, strict=True):
+            blocks = {slot: block for slot, block in call.slots.items() if block in found}
+            if delta is not None and blocks:
+                contract_call(call, blocks, delta.unsqueeze(0), images, found, written)
+    return found
+
+
+def contract_call(
+    call: capture.Call,
+    slots: Mapping[str, str],
+    stacked: Tensor,
+    images: int,
+    out: Mapping[str, Tensor],
+    written: set[str],
+) -> None:
+    """Write, or add where `written` has the block already, one call's part of its blocks; stacked: (labels, …)."""
+    layer = call.layer
+    if isinstance(layer, nn.Embedding):
+        block = slots["weight"]
+        delta = stacked.unflatten(1, (images, -1)).flatten(2, -2).transpose(0, 1)
+        delta = delta.reshape(images, len(stacked), -1, layer.embedding_dim)
+        contract.contract_lookup(layer, delta, call.input.reshape(images, -1), out[block], add=block in written)
+        written.add(block)
+        return
+    form = contract.closed_form(layer)
+    assert form is not None
+    delta = torch.stack([contract.arrange(form, one, images) for one in stacked], dim=1)
+    if "weight" in slots:
+        block = slots["weight"]
+        activation = contract.gather_windows(form.activation(call.input), images)
+        contract.contract_weight(delta, activation, out[block], add=block in written)
+        written.add(block)
+    if "bias" in slots:
+        block = slots["bias"]
+        contract.contract_bias(delta, out[block], add=block in written)
+        written.add(block)
+
+
+def cross_entropy_cotangents(logits: Tensor, labels: Tensor) -> Tensor:
+    """What cross-entropy sends back to logits (N, C) under labels (N, L): p − e_k, as (N, L, C).
+
+    The softmax is taken in float64: in float32, p − 1 loses all its digits where the network is sure.
+    """
+    probabilities = logits.detach().double().softmax(1)
+    chosen = torch.nn.functional.one_hot(labels, logits.shape[1])
+    return (probabilities[:, None, :] - chosen).to(logits.dtype)
+
+
+def check_logits(logits: object, images: int) -> None:
+    """Refuse answers that cross-entropy over classes has no use for."""
+    if not isinstance(logits, Tensor):
+        raise UserError(f"the model returned a {type(logits).__name__}, expected logits (N, classes); wrap it")
+    if logits.dim() != 2 or logits.shape[0] != images:
+        raise UserError(f"the model returned {tuple(logits.shape)} for {images} images, expected (N, classes)")
+    if logits.shape[1] < 2:
+        raise UserError("the model has one output; cross-entropy over classes needs at least two")
+    if not torch.isfinite(logits).all():
+        raise UserError("the model's logits are not finite; look for NaN in the images or the weights")
+
+
+def _agrees(found: Mapping[str, Tensor], reference: Mapping[str, Tensor | None], name: str) -> bool:
+    gradient = reference[name]
+    assert gradient is not None
+    if name not in found:
+        return False
+    epsilon = torch.finfo(gradient.dtype).eps
+    error = (found[name] - gradient).norm(dim=-1)
+    # A gradient that is zero but for rounding (a key's bias before a softmax) is measured against the others.
+    others = [other.norm(dim=-1) for other in reference.values() if other is not None]
+    floor = 1e3 * epsilon * torch.stack(others).amax(0)
+    return bool((error <= 10 * epsilon**0.5 * gradient.norm(dim=-1) + floor).all())
+
+
+def _vmap_agrees(
+    model: nn.Module,
+    slow: Sequence[str],
+    x: Tensor,
+    cotangents: Tensor,
+    state: State | None,
+    reference: Mapping[str, Tensor | None],
+) -> bool:
+    try:
+        found = fallback.vectorised(model, slow, x, cotangents, state)
+    except (RuntimeError, ValueError, TypeError, AttributeError):
+        return False
+    return all(_agrees(found, reference, name) for name in slow)
+
+
+def _say(slow: Sequence[str], vectorised: bool) -> None:
+    if not slow:
+        return
+    names = ", ".join(slow[:8]) + (f" and {len(slow) - 8} more" if len(slow) > 8 else "")
+    way = "torch.func" if vectorised else "one backward pass at a time, since torch.func cannot run this model"
+    warnings.warn(f"no closed form here for the gradients of {names}: through {way}", GradientFallbackWarning, 5)
+
+
+def _candidates(model: nn.Module, names: Sequence[str]) -> Layers:
+    """Layers with a closed form whose own parameters are wanted; a tied weight goes to its first name."""
+    wanted = set(names)
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers: Layers = {}
+    for name, layer in model.named_modules():
+        own = {slot: first[id(p)] for slot, p in layer.named_parameters(recurse=False) if slot in ("weight", "bias")}
+        slots = {slot: block for slot, block in own.items() if block in wanted}
+        if slots and contract.has_closed_form(layer):
+            layers[name] = (layer, slots)
+    return layers
+
+
+def _double(model: nn.Module) -> dict[str, Tensor]:
+    """The network's tensors in float64."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.named_parameters():
+        state[name] = tensor.detach().double().requires_grad_() if tensor.is_floating_point() else tensor
+    for name, tensor in model.named_buffers():
+        state[name] = tensor.double() if tensor.is_floating_point() else tensor
+    return state
+
+
+def _probe_images(example: Tensor) -> Tensor:
+    """Three images that differ: those of the example, and more made from its first by rolling (and dimming) it."""
+    made = []
+    for shift in range(1, _PROBES):
+        image = example[:1].roll(shift, -1)
+        made.append(image * (1 - 0.2 * shift) if image.is_floating_point() else image)
+    return torch.cat([example[:_PROBES], *made])[:_PROBES].detach()
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+            raise UserError(
+                f"layer '{name}' ({type(layer).__name__}) has no running statistics, so that images of a batch mix and "
+                "no gradient belongs to one image; use track_running_stats=True"
+            )
+
+
+def _refuse_mixing(forward: object, x: Tensor, together: Tensor) -> None:
+    assert callable(forward)
+    with torch.no_grad():
+        again = forward(x)
+        alone = torch.cat([forward(x[i : i + 1]) for i in range(len(x))])
+    tolerance = 10 * torch.finfo(together.dtype).eps ** 0.5 * together.abs().max().clamp(min=1e-6)
+    if (again - together).abs().max() > tolerance:
+        raise UserError("the model answers the same images differently each time in eval mode; remove its randomness")
+    if (alone - together).abs().max() > tolerance:
+        raise UserError("the model's answer for an image depends on the other images of its batch; it must not")
