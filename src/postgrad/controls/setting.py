@@ -1,0 +1,58 @@
+"""What every control of one method in one run is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from postgrad.data.datasets import Dataset, Images
+from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
+from postgrad.data.splits import Halves
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The data, the base network and the time of one method, for the controls that it must beat.
+
+    `fresh` makes the base's architecture with new weights, and is None for a user's own weights, where a new start
+    would not be the same thing; `steps` holds step counts that earlier time budgets became, by key.
+    """
+
+    dataset: Dataset
+    halves: Halves
+    base: nn.Module
+    preprocess: Preprocessing
+    augmentation: Augmentation
+    seed: int
+    directory: Path
+    steps: dict[str, int]
+    fresh: Callable[[], nn.Module] | None = None
+    base_seconds: float = 0.0
+    method_seconds: float = 0.0
+    method_parameters: int = 0
+    passes: int = 1
+
+    @property
+    def train(self) -> Images:
+        """All training images; `load_dataset` was asked for them before."""
+        assert self.dataset.train is not None
+        return self.dataset.train
+
+    @property
+    def method_images(self) -> Images:
+        """The images that the method was fitted on."""
+        return self.train.subset(self.halves.method_train)
+
+    @property
+    def validation(self) -> Images:
+        """The images that chose between learning rates, and that no arm was fitted on."""
+        return self.train.subset(self.halves.method_validation)
+
+    def training_batch(self, images: Images, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augmented inputs and labels of some images."""
+        inputs = augment(images.images[indices], self.preprocess, self.augmentation, generator)
+        return inputs, images.labels[indices]

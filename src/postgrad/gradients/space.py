@@ -1,0 +1,137 @@
+"""The gradient space of a network: its per-sample gradients, selected and normalised, as second-stage methods read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from postgrad.errors import UserError, unknown_name
+from postgrad.gradients.engine import Block, GradientEngine, Labels, weight_names
+from postgrad.gradients.normalise import KINDS, Normaliser, select_and_normalise_
+from postgrad.gradients.select import select_, select_global_
+
+MASK = "mask"
+"""The normalisation that keeps nothing of a selected entry but that it was selected: a 1."""
+
+ROWS_AT_ONCE = 320
+"""Gradients made at a time when many images are read: larger buffers fall out of the processor's caches and gain nothing."""
+
+
+class GradientSpace:
+    """Blocks of selected, normalised gradients of cross-entropy, one block for each weight of the network.
+
+    >>> space = GradientSpace(model, images[:3], select=0.15, normalise="scale+power")
+    >>> space.fit((x, labels) for x, labels in batches)
+    >>> [block.shape for block in space(x, labels)]
+    [torch.Size([N, 4800]), torch.Size([N, 102400]), torch.Size([N, 23040])]
+
+    `select` is the share of entries kept, of each layer or of all together (`scope`); `weight_decay` adds
+    weight_decay·W to each gradient before the selection. Blocks are buffers that the next call overwrites.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        *,
+        layers: Sequence[str] | None = None,
+        select: float | None = 0.15,
+        scope: Literal["layer", "global"] = "layer",
+        normalise: str = "scale+power",
+        exponent: float = 0.5,
+        weight_decay: float = 0.0,
+        memory: int = 2 << 30,
+    ) -> None:
+        if normalise not in (*KINDS, MASK):
+            raise unknown_name("normalisation", normalise, (*KINDS, MASK))
+        if scope not in ("layer", "global"):
+            raise unknown_name("scope", scope, ("layer", "global"))
+        if select is not None and not 0 < select <= 1:
+            raise UserError(f"select: expected a share above 0 and at most 1, or None for all, got {select}")
+        self.engine = GradientEngine(model, example, parameters=_wanted(model, layers), memory=memory)
+        self.select = select
+        self.scope = scope
+        self.masked = normalise == MASK
+        self.normaliser = Normaliser("none" if self.masked else normalise, exponent)
+        self.weight_decay = weight_decay
+        self._weights = dict(model.named_parameters())
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Name, shape and size of each block, in the network's order."""
+        return self.engine.blocks
+
+    @property
+    def num_classes(self) -> int:
+        return self.engine.num_classes
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether `fit` must see gradients before blocks can be made."""
+        return self.normaliser.needs_statistics
+
+    def images_per_chunk(self, labels: Labels) -> int:
+        """How many images to give at a time, within the memory budget and the caches."""
+        rows = self.num_classes if isinstance(labels, str) else 1
+        return max(1, min(self.engine.images_per_chunk(labels), ROWS_AT_ONCE // rows))
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> GradientSpace:
+        """Gather the normalisation's statistics over selected gradients of (images, labels)."""
+        for images, labels in batches:
+            for name, rows in self._selected(images, labels):
+                self.normaliser.update(name, rows)
+        self.normaliser.finish()
+        return self
+
+    def __call__(self, images: Tensor, labels: Labels) -> list[Tensor]:
+        """The blocks [(R, numel), …] of some images: R = N for given labels, N·C in (image, label) order for "all"."""
+        if self.scope == "global" and self.select is not None:
+            finished = [self.normaliser.apply_(name, rows) for name, rows in self._selected(images, labels)]
+        else:
+            finished = [
+                select_and_normalise_(rows, self.select, self.normaliser, name)
+                for name, rows in self._raw(images, labels)
+            ]
+        return [rows.ne_(0) if self.masked else rows for rows in finished]
+
+    def statistics(self) -> dict[str, Tensor]:
+        """The fitted statistics, by name."""
+        return self.normaliser.state_dict()
+
+    def load_statistics(self, state: Mapping[str, Tensor]) -> None:
+        """Take statistics that `statistics` gave."""
+        self.normaliser.load_state_dict(state)
+
+    def _selected(self, images: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
+        if self.select is None:
+            yield from self._raw(images, labels)
+        elif self.scope == "global":
+            named = list(self._raw(images, labels))
+            select_global_([rows for _, rows in named], self.select)
+            yield from named
+        else:
+            for name, rows in self._raw(images, labels):
+                yield name, select_(rows, self.select)
+
+    def _raw(self, images: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
+        for name, rows in self.engine.gradients(images, labels):
+            if self.weight_decay:
+                rows.add_(self._weights[name].detach().reshape(1, -1), alpha=self.weight_decay)
+            yield name, rows
+
+
+def _wanted(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """Names of the weights of the given layers, or of all layers; a weight's own name is taken as well."""
+    names = weight_names(model)
+    if layers is None:
+        return names
+    wanted = []
+    for layer in layers:
+        found = [name for name in names if name == layer or name.startswith(f"{layer}.")]
+        if not found:
+            raise unknown_name("layer", layer, [name.removesuffix(".weight") for name in names])
+        wanted += found
+    return [name for name in names if name in wanted]

@@ -1,0 +1,294 @@
+"""The arms of one seed: the base network, each method on it, and the method's controls."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from postgrad._loading import load
+from postgrad.controls import (
+    Fitted,
+    Setting,
+    control_features,
+    control_finetune,
+    control_more_data,
+    control_same_price,
+)
+from postgrad.controls.tuning import network_validator
+from postgrad.evaluation.scorecard import measure_cost
+from postgrad.files import write_atomic
+from postgrad.methods.registry import get_method
+from postgrad.models.network import NetworkClassifier
+from postgrad.models.registry import create_model
+from postgrad.studies.config import MethodConfig
+from postgrad.studies.memory import peak_memory
+from postgrad.studies.run import ArmRecord, Run, write_arrays
+from postgrad.training import Recipe, train
+
+TIMED_IMAGES = 100
+
+
+@dataclass
+class SeedRun:
+    """One seed of a run: `own` is the user's own network, None where the base is trained from new weights."""
+
+    run: Run
+    seed: int
+    own: nn.Module | None
+
+    def fresh(self) -> nn.Module:
+        """The architecture with new weights, the same ones for every arm of a seed that starts from new weights."""
+        channels, height, width = self.run.dataset.shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return create_model(
+                self.run.config.model,
+                num_classes=self.run.dataset.num_classes,
+                in_channels=channels,
+                image_size=(height, width),
+            )
+
+    def classifier(self, model: Any) -> Any:
+        """A network as a classifier; what classifies already is left as it is."""
+        if not isinstance(model, nn.Module):
+            return model
+        run = self.run
+        return NetworkClassifier(
+            model, preprocess=run.preprocess, class_names=run.dataset.class_names, device=run.config.device
+        )
+
+
+def run_seed(seed_run: SeedRun) -> None:
+    """Fit and score every arm of one seed; arms that are finished are only loaded."""
+    base, base_record = _arm(seed_run, "base", "base", lambda directory: _fit_base(seed_run, directory))
+    for method in seed_run.run.config.methods:
+        _fit_method_and_controls(seed_run, method, base, base_record)
+
+
+def _fit_method_and_controls(seed_run: SeedRun, method: MethodConfig, base: nn.Module, base_record: ArmRecord) -> None:
+    run = seed_run.run
+    stage, record = _arm(
+        seed_run,
+        method.name,
+        "method",
+        lambda directory: _fit_method(seed_run, method, base, directory),
+        stands_on=base_record.cpu_seconds,
+        method=method.name,
+    )
+    if method.name == "gradnet":
+        write_atomic(run.directory / "gradnet_blocks.json", json.dumps(stage.block_table()))
+    alone = len(run.config.methods) == 1
+    of_method = {
+        "fresh": seed_run.fresh if seed_run.own is None else None,
+        "base_seconds": base_record.cpu_seconds,
+        "method_seconds": record.cpu_seconds,
+        "method_parameters": stage.num_parameters - sum(p.numel() for p in base.parameters()),
+        "passes": stage.inference_passes,
+    }
+
+    def control(name: str, fit: Callable[[Setting], Fitted], stands_on: float) -> tuple[Any, ArmRecord]:
+        return _arm(
+            seed_run,
+            name if alone else f"{name}-{method.name}",
+            "control",
+            lambda directory: fit(_setting(seed_run, base, directory, **of_method)),
+            stands_on=stands_on,
+            control_for=[method.name],
+        )
+
+    on_base = base_record.cpu_seconds
+    finetuned, finetune_record = control("control-finetune", control_finetune, on_base)
+    control("control-features", control_features, on_base)
+    more_data, more_record = control("control-more-data", control_more_data, 0.0)
+    control(
+        "control-same-price",
+        lambda setting: control_same_price(setting, finetuned, more_data),
+        max(finetune_record.total_cpu_seconds, more_record.total_cpu_seconds),
+    )
+
+
+def _setting(seed_run: SeedRun, base: nn.Module, directory: Path, **of_method: Any) -> Setting:
+    run = seed_run.run
+    return Setting(
+        dataset=run.dataset,
+        halves=run.halves,
+        base=base,
+        preprocess=run.preprocess,
+        augmentation=run.augmentation,
+        seed=seed_run.seed,
+        directory=directory,
+        steps=run.steps,
+        **of_method,
+    )
+
+
+def _fit_base(seed_run: SeedRun, directory: Path) -> Fitted:
+    """Train the base on the first half, up to `base_accuracy` on its validation part; or take the user's own."""
+    run, config = seed_run.run, seed_run.run.config
+    if seed_run.own is not None:
+        return Fitted(seed_run.own, 0.0, "the network as given")
+    model = seed_run.fresh()
+    assert run.dataset.train is not None
+    images = run.dataset.train.subset(run.halves.base_train)
+    setting = _setting(seed_run, model, directory)
+    history = train(
+        model,
+        n=len(images),
+        make_batch=lambda indices, generator: setting.training_batch(images, indices, generator),
+        loss=lambda network, batch: torch.nn.functional.cross_entropy(network(batch[0]), batch[1]),
+        recipe=base_recipe(config.model, config.epochs, config.base_accuracy),
+        seed=seed_run.seed,
+        validate=network_validator(setting, run.dataset.train.subset(run.halves.base_validation)),
+        directory=directory / "training",
+        resume=True,
+        label="base",
+    )
+    if config.base_accuracy is None:
+        return Fitted(model, history.cpu_seconds, f"{history.steps} steps")
+    reached = f"{history.best_metrics['accuracy']:.4f}"
+    if not history.reached_target:
+        run.warn(
+            f"seed {seed_run.seed}: the base never reached the validation accuracy {config.base_accuracy:g}; "
+            f"its best, {reached}, is used"
+        )
+    return Fitted(model, history.cpu_seconds, f"stopped at validation accuracy {reached} after {history.steps} steps")
+
+
+def base_recipe(model: str, epochs: float | None, accuracy: float | None) -> Recipe:
+    """How a base network is trained: seed-cnn as published (METHODS: SGD .05 halved every 25 epochs), others by momentum."""
+    common: dict[str, Any] = {"epochs": epochs or 30, "stop_accuracy": accuracy}
+    if model == "seed-cnn":
+        return Recipe(
+            **common,
+            batch_size=64,
+            lr=0.05,
+            optimizer_options={"weight_decay": 5e-4},
+            schedule="StepLR",
+            schedule_options={"step_size": 25, "gamma": 0.5},
+            schedule_interval="epoch",
+        )
+    return Recipe(
+        **common,
+        batch_size=64,
+        lr=0.02,
+        optimizer_options={"momentum": 0.9, "weight_decay": 5e-4},
+        schedule="constant" if accuracy else "cosine",
+    )
+
+
+def _fit_method(seed_run: SeedRun, method: MethodConfig, base: nn.Module, directory: Path) -> Fitted:
+    """Fit a second-stage method on the second half."""
+    run = seed_run.run
+    cls = get_method(method.name).load()
+    offered = {
+        "preprocess": run.preprocess,
+        "augment": run.augmentation,
+        "class_names": run.dataset.class_names,
+        "random_state": seed_run.seed,
+        "device": run.config.device,
+        "memory": run.config.memory,
+        "directory": directory / "training",
+        "budget": run.config.budget,
+    }
+    taken = inspect.signature(cls).parameters
+    options = {name: value for name, value in offered.items() if name in taken} | method.options
+    assert run.dataset.train is not None
+    images = run.dataset.train.subset(run.halves.method_train)
+    validation = run.dataset.train.subset(run.halves.method_validation)
+    stage = cls(base, **options)
+    stage.fit(images.images, images.labels, validation=(validation.images, validation.labels))
+    return Fitted(stage, stage.fit_cpu_seconds_, f"{stage.history_.steps} steps")
+
+
+def _arm(
+    seed_run: SeedRun,
+    name: str,
+    kind: str,
+    fit: Callable[[Path], Fitted],
+    *,
+    stands_on: float = 0.0,
+    method: str | None = None,
+    control_for: list[str] | None = None,
+) -> tuple[Any, ArmRecord]:
+    """Fit one arm, score it, save it, remember what it cost; or load it, where an earlier run has done so."""
+    run = seed_run.run
+    directory = run.arm_directory(seed_run.seed, name)
+    done = ArmRecord.read(directory)
+    if done is not None:
+        return _reload(seed_run, directory, done), done
+    run.event("arm begins", arm=name, seed=seed_run.seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    began = perf_counter()
+    with peak_memory() as peak:
+        fitted = fit(directory)
+    seconds = perf_counter() - began
+    classifier = seed_run.classifier(fitted.model)
+    classifier.save(directory)
+    record = ArmRecord(
+        name=name,
+        kind=kind,
+        seed=seed_run.seed,
+        description=fitted.description,
+        cpu_seconds=fitted.cpu_seconds,
+        total_cpu_seconds=fitted.cpu_seconds + stands_on,
+        seconds=seconds,
+        peak_memory_mb=peak.megabytes,
+        validation_accuracy=_score(seed_run, classifier, directory),
+        cost=measure_cost(classifier, _test(run).images[:TIMED_IMAGES]),
+        trials=fitted.trials,
+        method=method,
+        control_for=control_for or [],
+    )
+    _keep_curve(directory)
+    run.keep_steps()
+    record.write(directory)
+    _drop_checkpoints(directory)
+    run.event("arm ends", arm=name, seed=seed_run.seed, cpu_seconds=record.cpu_seconds)
+    return fitted.model, record
+
+
+def _reload(seed_run: SeedRun, directory: Path, record: ArmRecord) -> Any:
+    if record.kind == "base" and seed_run.own is not None:
+        return seed_run.own
+    return load(directory)
+
+
+def _score(seed_run: SeedRun, classifier: Any, directory: Path) -> float:
+    """Write the test predictions; give the accuracy on the validation data, the only one that may choose anything."""
+    run = seed_run.run
+    test = _test(run)
+    write_arrays(
+        directory / "test_predictions.npz", probabilities=classifier.predict_proba(test.images), labels=test.labels
+    )
+    assert run.dataset.train is not None
+    validation = run.dataset.train.subset(run.halves.method_validation)
+    return float((classifier.predict(validation.images) == validation.labels.numpy()).mean())
+
+
+def _test(run: Run) -> Any:
+    assert run.dataset.test is not None
+    return run.dataset.test
+
+
+def _keep_curve(directory: Path) -> None:
+    """Put the learning curve of the arm's last training beside its weights."""
+    for training in ("training", "training/final", "training-0/final"):
+        curve = directory / training / "metrics.csv"
+        if curve.exists():
+            shutil.copyfile(curve, directory / "metrics.csv")
+            return
+
+
+def _drop_checkpoints(directory: Path) -> None:
+    """A finished arm needs its checkpoints no more."""
+    for checkpoint in [*directory.rglob("checkpoint.pt"), *directory.rglob("statistics.*")]:
+        checkpoint.unlink()

@@ -1,0 +1,150 @@
+"""The main job: a base network, second-stage methods on it, their controls, and one honest comparison of them all."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from postgrad._loading import load
+from postgrad.data.datasets import Dataset, load_dataset
+from postgrad.data.splits import halves
+from postgrad.errors import UserError
+from postgrad.files import fresh_directory, locked, write_atomic
+from postgrad.methods.registry import check_options
+from postgrad.models.preprocessing import resolve_preprocessing
+from postgrad.models.registry import create_model
+from postgrad.models.weights import is_chainer_snapshot, load_weights
+from postgrad.reports.html import render
+from postgrad.reports.schema import write_results
+from postgrad.studies.arms import SeedRun, run_seed
+from postgrad.studies.config import ImproveConfig
+from postgrad.studies.environment import environment
+from postgrad.studies.results import collect
+from postgrad.studies.run import Run, write_arrays
+
+DEMO_ACCURACY = 0.9
+"""Where the base of the embedded data stops: early on purpose, so that something is left to gain."""
+
+EXAMPLES = 2000
+"""Test images kept for the report, at most."""
+
+
+def improve(config: ImproveConfig) -> Path:
+    """Train or load a base, fit the methods and their controls, score all on the test data; returns the run directory.
+
+    >>> improve(ImproveConfig(data="digits", out="runs/demo"))
+    PosixPath('runs/demo')
+
+    With `config.resume` an interrupted run goes on: finished arms are loaded, and the one that was being fitted
+    continues from its checkpoint. Raises `UserError` for settings, data or weights that cannot be used.
+    """
+    began = perf_counter()
+    for method in config.methods:
+        check_options(method.name, method.options)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dataset = load_dataset(
+        config.data, data_dir=config.data_dir, limit=config.limit, size=config.size, memory=config.memory
+    )
+    own = _own_network(config, dataset)
+    directory = config.resume or fresh_directory(config.out)
+    with locked(directory):
+        run = _open(config, directory, dataset, own)
+        for seed in config.seeds:
+            run_seed(SeedRun(run, seed, own))
+        _close(run, perf_counter() - began)
+    return directory
+
+
+def _own_network(config: ImproveConfig, dataset: Dataset) -> nn.Module | None:
+    """The user's trained network; None where only an architecture is named, whose base is then trained."""
+    if dataset.train is None or dataset.test is None:
+        missing = "training" if dataset.train is None else "test"
+        raise UserError(f"{config.data}: there are no {missing} images, which improve needs; `postgrad score` may do")
+    if Path(config.model).is_dir():
+        network = load(config.model)
+        if not isinstance(network, nn.Module):
+            raise UserError(f"{config.model} is itself a second-stage classifier; give the network it stands on")
+    elif config.weights is None:
+        return None
+    else:
+        channels, height, width = dataset.shape
+        network = create_model(
+            config.model, num_classes=dataset.num_classes, in_channels=channels, image_size=(height, width)
+        )
+    if config.weights is not None:
+        load_weights(network, config.weights)
+    return network.eval()
+
+
+def _open(config: ImproveConfig, directory: Path, dataset: Dataset, own: nn.Module | None) -> Run:
+    """Settle what the whole run shares, and write down its settings and surroundings."""
+    if own is None and config.data == "digits" and config.base_accuracy is None and config.epochs is None:
+        config = config.model_copy(update={"base_accuracy": DEMO_ACCURACY})
+    steps_file = directory / "steps.json"
+    stored = json.loads(steps_file.read_text()) if steps_file.exists() else {}
+    preprocess, augmentation, origin = resolve_preprocessing(
+        config.preprocess_flags(), own or SeedRun(_bare(config, directory, dataset), 0, None).fresh(), dataset
+    )
+    run = Run(
+        config=config.model_copy(update={"threads": torch.get_num_threads()}),
+        directory=directory,
+        dataset=dataset,
+        halves=halves(dataset),
+        steps={**config.steps, **stored},
+        preprocess=preprocess,
+        augmentation=augmentation,
+        notes=[*dataset.notes, f"preprocessing: {preprocess.describe()} ({origin})"],
+    )
+    _say_what_fits_what(run, own)
+    run.config.save(directory / "config.yaml")
+    write_atomic(directory / "environment.json", json.dumps(environment(), indent=1))
+    assert dataset.test is not None
+    write_arrays(directory / "examples.npz", images=dataset.test.images[:EXAMPLES])
+    run.event("run resumes" if config.resume else "run begins", seeds=list(config.seeds))
+    return run
+
+
+def _bare(config: ImproveConfig, directory: Path, dataset: Dataset) -> Run:
+    """A run before its preprocessing is settled, enough to make the network whose word is asked."""
+    return Run(config, directory, dataset, halves(dataset), {}, dataset.preprocess, dataset.augmentation)
+
+
+def _say_what_fits_what(run: Run, own: nn.Module | None) -> None:
+    """Say which images fit what; warn where nobody knows what a network has seen."""
+    parts = run.halves
+    if own is None:
+        run.note(
+            f"the base is trained on {len(parts.base_train)} images of the first half of the training data and "
+            f"validated on {len(parts.base_validation)}; methods are fitted on {len(parts.method_train)} of the second "
+            f"half and validated on {len(parts.method_validation)}"
+        )
+        return
+    run.note(
+        f"methods are fitted on {len(parts.method_train)} images of the second half of the training data and validated "
+        f"on {len(parts.method_validation)}"
+    )
+    weights = run.config.weights
+    if weights is not None and is_chainer_snapshot(weights):
+        run.note("the weights are a Chainer snapshot of seed-cnn: the first half counts as what the base has seen")
+    else:
+        run.warn(
+            "nobody knows which images the given weights have seen: methods are fitted on the second half of the given "
+            "training data, and gain little on images that the network has already fitted; give held-back data if you can"
+        )
+
+
+def _close(run: Run, seconds: float) -> None:
+    """Compare all arms, write results.json and the report."""
+    results = collect(run, started=datetime.now(UTC), seconds=seconds)
+    write_results(results, run.directory / "results.json")
+    run.config.model_copy(update={"steps": run.steps, "out": Path("runs") / run.directory.name}).save(
+        run.directory / "config.yaml"
+    )
+    render(run.directory)
+    run.event("run ends")

@@ -1,0 +1,92 @@
+"""A run directory while it is written: its settings, data, step counts, events and finished arms."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from postgrad.data.datasets import Dataset
+from postgrad.data.preprocessing import Augmentation, Preprocessing
+from postgrad.data.splits import Halves
+from postgrad.files import atomic_path, write_atomic
+from postgrad.studies.config import ImproveConfig
+
+
+@dataclass
+class Run:
+    """One call of `improve`: what all its seeds share."""
+
+    config: ImproveConfig
+    directory: Path
+    dataset: Dataset
+    halves: Halves
+    steps: dict[str, int]
+    preprocess: Preprocessing
+    augmentation: Augmentation
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def arm_directory(self, seed: int, arm: str) -> Path:
+        """The first seed's arms lie in the run directory itself, those of further seeds in `seed-K`."""
+        first = seed == self.config.seeds[0]
+        return self.directory / arm if first else self.directory / f"seed-{seed}" / arm
+
+    def event(self, name: str, **content: Any) -> None:
+        """Append one line to events.jsonl."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **content}
+        with open(self.directory / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def keep_steps(self) -> None:
+        """Write the step counts so far, for a run that goes on or repeats."""
+        write_atomic(self.directory / "steps.json", json.dumps(self.steps, indent=1))
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """What is remembered of one finished arm of one seed, in its arm.json."""
+
+    name: str
+    kind: str
+    seed: int
+    description: str
+    cpu_seconds: float
+    total_cpu_seconds: float
+    seconds: float
+    peak_memory_mb: float
+    validation_accuracy: float
+    cost: dict[str, Any]
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    method: str | None = None
+    control_for: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def write(self, directory: Path) -> None:
+        """Write arm.json: from now on the arm is finished, and a resumed run loads it."""
+        write_atomic(directory / "arm.json", json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, directory: Path) -> ArmRecord | None:
+        """The record of a finished arm, None for one that is not finished."""
+        file = directory / "arm.json"
+        return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+def write_arrays(path: Path, **arrays: np.ndarray | torch.Tensor) -> None:
+    """Write arrays as one compressed .npz, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **{name: np.asarray(array) for name, array in arrays.items()})
