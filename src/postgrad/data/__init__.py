@@ -1,0 +1,1 @@
+"""Data sets as resident uint8 tensors, their preprocessing and augmentation, and how they are split."""

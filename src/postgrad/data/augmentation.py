@@ -1,0 +1,144 @@
+"""What training adds to preprocessing: random crops, flips and contrast on whole batches; and fixed views for testing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from torch import Tensor
+
+from postgrad.data.pixels import centre, cut, to_unit
+from postgrad.errors import UserError
+
+if TYPE_CHECKING:
+    from postgrad.data.preprocessing import Preprocessing
+
+_Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Augmentation(BaseModel):
+    """What training adds to the preprocessing of images.
+
+    >>> Augmentation(pad=4, crop=True, flip=True)
+
+    pad : pixels of zeros added on every side before the random crop.
+    crop : cut at random, not from the centre: the crop of the preprocessing, or else the image's own size.
+    flip : mirror left and right with probability 1/2.
+    contrast : the range of one random factor f for each image: (x − mean)·f + mean in each channel, where the mean is
+        that of the channel; after the crop and before the standardisation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pad: NonNegativeInt = 0
+    crop: bool = False
+    flip: bool = False
+    contrast: tuple[_Factor, _Factor] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.pad and not self.crop:
+            raise ValueError("pad adds room for a random crop; set crop too")
+        if self.contrast and self.contrast[0] > self.contrast[1]:
+            raise ValueError(f"contrast: the range {self.contrast} ends before it begins; swap the two")
+        return self
+
+
+def augment(
+    images: Tensor, preprocessing: Preprocessing, augmentation: Augmentation, generator: torch.Generator
+) -> Tensor:
+    """Prepare a batch of training images, each with its own random crop, flip and contrast.
+
+    >>> augment(images, Preprocessing(crop=24), Augmentation(crop=True), torch.Generator().manual_seed(0)).shape
+    torch.Size([128, 3, 24, 24])
+
+    `images` are as `Preprocessing` takes them; float32 (N, C, h, w) comes out, on the same device. All randomness is
+    drawn from `generator`, which lives on the CPU, so that results do not depend on the device.
+    """
+    images = preprocessing.resize(images)
+    height, width = preprocessing.output_size(images)
+    if augmentation.crop or augmentation.flip:
+        images = _random_cut(images, height, width, augmentation, generator)
+    else:
+        images = preprocessing.centre_crop(images)
+    if augmentation.contrast is not None:
+        images = _random_contrast(to_unit(images), augmentation.contrast, generator)
+    return preprocessing.standardise(images)
+
+
+def _random_cut(
+    images: Tensor, height: int, width: int, augmentation: Augmentation, generator: torch.Generator
+) -> Tensor:
+    """Crop and flip in one gather; the draws are: all tops, all lefts, all flips."""
+    count = len(images)
+    if augmentation.pad:
+        images = F.pad(images, [augmentation.pad] * 4)
+    top = torch.full((count,), centre(images.shape[2], height))
+    left = torch.full((count,), centre(images.shape[3], width))
+    if augmentation.crop:
+        top = torch.randint(images.shape[2] - height + 1, (count,), generator=generator)
+        left = torch.randint(images.shape[3] - width + 1, (count,), generator=generator)
+    mirrored = torch.zeros(count, dtype=torch.bool)
+    if augmentation.flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+    rows = top[:, None] + torch.arange(height)
+    columns = torch.arange(width)
+    columns = left[:, None] + torch.where(mirrored[:, None], columns.flip(0), columns)
+    return cut(images, rows.to(images.device), columns.to(images.device))
+
+
+def _random_contrast(images: Tensor, between: tuple[float, float], generator: torch.Generator) -> Tensor:
+    low, high = between
+    factor = low + (high - low) * torch.rand(len(images), generator=generator)
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    return (images - mean).mul_(factor.to(images.device).view(-1, 1, 1, 1)).add_(mean)
+
+
+def views(images: Tensor, preprocessing: Preprocessing, count: int, *, augmentation: Augmentation) -> Iterator[Tensor]:
+    """The same images seen `count` times, as training might show them, always in the same order: the centre first.
+
+    >>> probabilities = sum(network(view).softmax(1) for view in views(images, preprocess, 10, augmentation=augment)) / 10
+
+    Each view is float32 (N, C, h, w). Views differ by where the crop lies and, if `augmentation.flip`, by a mirror image
+    after each. Crops spread evenly over the room there is. Where there is none, images are shifted, by one pixel first,
+    and filled up with zeros if training padded with zeros, otherwise with the pixels of the edge.
+    """
+    if count < 1:
+        raise UserError(f"views: expected at least one, got {count}")
+    images = preprocessing.resize(images)
+    height, width = preprocessing.output_size(images)
+    if augmentation.pad:
+        images = F.pad(images, [augmentation.pad] * 4)
+    mirrors = (False, True) if augmentation.flip else (False,)
+    shifts = _shifts(images.shape[2] - height, images.shape[3] - width, math.ceil(count / len(mirrors)))
+    for (down, right), mirrored in itertools.islice(itertools.product(shifts, mirrors), count):
+        rows = torch.arange(height) + centre(images.shape[2], height) + down
+        columns = torch.arange(width) + centre(images.shape[3], width) + right
+        if mirrored:
+            columns = columns.flip(0)
+        # A row or column beyond the edge repeats the edge.
+        rows = rows.clamp(0, images.shape[2] - 1).to(images.device)
+        columns = columns.clamp(0, images.shape[3] - 1).to(images.device)
+        yield preprocessing.standardise(images[:, :, rows][:, :, :, columns])
+
+
+def _shifts(spare_rows: int, spare_columns: int, count: int) -> list[tuple[int, int]]:
+    """`count` different shifts (down, right): none first, then those nearest to half the room on each side.
+
+    Where the room has too few positions, shifts go beyond it.
+    """
+    down, right = (spare_rows // 2, spare_columns // 2)
+    while (2 * down + 1) * (2 * right + 1) < count:
+        down, right = down + 1, right + 1
+    typical = min(spare_rows // 2, spare_columns // 2) / 2
+    grid = itertools.product(range(-down, down + 1), range(-right, right + 1))
+
+    def order(shift: tuple[int, int]) -> tuple[bool, float]:
+        return shift != (0, 0), abs(math.hypot(*shift) - typical)
+
+    return sorted(grid, key=order)[:count]
