@@ -1,0 +1,118 @@
+"""The verdicts of a run as plain sentences, which say what was lost as clearly as what was gained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from postgrad.evaluation.statistics import MIN_SEEDS
+from postgrad.reports.schema import Arm, Results, Verdict
+from postgrad.reports.words import arm_name, p_value, plural, points
+
+_WORST_FIRST = {"worse": 0, "too few seeds": 1, "no difference": 1, "better": 2}
+
+
+def decisive(results: Results, method: Arm) -> list[Verdict]:
+    """The accuracy verdicts that speak for a method: those over seeds where there are enough, else this run's."""
+    mine = [v for v in results.verdicts if v.method == method.name and v.metric == "accuracy"]
+    decided = [v for v in mine if v.scope == "method" and v.p is not None]
+    return decided or [v for v in mine if v.scope == "run"]
+
+
+def headline(results: Results, method: Arm) -> str:
+    """One sentence: the method against the base, and against the control that it does worst against.
+
+    >>> headline(results, results.arm("gradnet"))
+    'GradNet beats the base by 4.1 points (p < 0.001), but loses to fine-tuning by 1.2 points (p = 0.003).'
+    """
+    verdicts = decisive(results, method)
+    base = [v for v in verdicts if results.arm(v.control).kind == "base"]
+    controls = sorted((v for v in verdicts if v not in base), key=lambda v: (_WORST_FIRST[v.verdict], v.difference))
+    clauses = [_clause(results, v) for v in base[:1]]
+    if controls and controls[0].verdict == "better" and len(controls) > 1:
+        nearest = controls[0]
+        clauses.append(
+            f"beats each of its {len(controls)} controls, the nearest of them, {_control(results, nearest)}, "
+            f"by {points(nearest.difference)} ({_p(nearest)})"
+        )
+    elif controls:
+        clauses.append(_clause(results, controls[0]))
+    if not clauses:
+        return f"{_capital(arm_name(method))} was not compared with another arm."
+    outcomes = [v.verdict for v in (*base[:1], *controls[:1])]
+    joint = ", and " if len(set(outcomes)) == 1 else ", but "
+    return f"{_capital(arm_name(method))} {joint.join(clauses)}."
+
+
+def comparisons(results: Results, method: Arm) -> list[str]:
+    """One sentence for each control, the worst first, for the paragraph under the headline."""
+    controls = [v for v in decisive(results, method) if results.arm(v.control).kind != "base"]
+    controls.sort(key=lambda v: (_WORST_FIRST[v.verdict], v.difference))
+    return [f"{_capital(arm_name(method))} {_clause(results, v)}." for v in controls]
+
+
+def reach(results: Results) -> str:
+    """How far these verdicts reach: the number of seeds, and what it allows to say."""
+    n = len(results.seeds)
+    if n >= MIN_SEEDS:
+        return (
+            f"{plural(n, 'seed')}: these verdicts are about the method on this data. Each is a paired t test over the "
+            f"seeds; the p values are adjusted for the number of controls (Holm)."
+        )
+    which = "this run" if n == 1 else f"one run (seed {results.seeds[0]})"
+    return (
+        f"{plural(n, 'seed')}: the p values speak for {which} alone, by McNemar's exact test on its "
+        f"{results.data.n_test:,} test images. To speak for the method takes {MIN_SEEDS} seeds or more."
+    )
+
+
+def recommendation(results: Results) -> str | None:
+    """Which arm the validation data recommends, when the run says so."""
+    if results.recommended is None:
+        return None
+    return f"The arm that the validation images recommend is {_arm(results, results.recommended)}."
+
+
+def against(results: Results, arm: Arm) -> list[tuple[str, str, str]]:
+    """What each method did against this arm: the method's name, the verdict's word, and its numbers."""
+    return [
+        (arm_name(method), verdict.verdict, f"{points(verdict.difference, sign=True)}, {_p(verdict)}")
+        for method in methods(results)
+        for verdict in decisive(results, method)
+        if verdict.control == arm.name
+    ]
+
+
+def methods(results: Results) -> list[Arm]:
+    """The arms that are methods."""
+    return [arm for arm in results.arms if arm.kind == "method"]
+
+
+def best_control(results: Results, names: Sequence[str]) -> Arm | None:
+    """The most accurate control among the arms of these names."""
+    controls = [arm for arm in results.arms if arm.kind == "control" and arm.name in names]
+    return max(controls, key=lambda arm: arm.metrics["accuracy"].mean, default=None)
+
+
+def _clause(results: Results, verdict: Verdict) -> str:
+    control = _control(results, verdict)
+    if verdict.verdict == "better":
+        return f"beats {control} by {points(verdict.difference)} ({_p(verdict)})"
+    if verdict.verdict == "worse":
+        return f"loses to {control} by {points(verdict.difference)} ({_p(verdict)})"
+    return f"does not measurably differ from {control} ({points(verdict.difference, sign=True)}, {_p(verdict)})"
+
+
+def _control(results: Results, verdict: Verdict) -> str:
+    return _arm(results, verdict.control)
+
+
+def _arm(results: Results, name: str) -> str:
+    return arm_name(results.arm(name))
+
+
+def _p(verdict: Verdict) -> str:
+    return "p not known" if verdict.p is None else p_value(verdict.p)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
