@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from postgrad.artifacts import read_manifest
 from postgrad.errors import UserError, unknown_name
 
 _LOADERS = {
@@ -41,19 +42,16 @@ def load(path: str | os.PathLike[str], *, factory: Callable[..., Any] | str | No
     >>> gradnet = load("runs/demo/gradnet")
     >>> network = load("runs/demo/base")
 
-    `path` is the directory of one arm, or of a whole run: then the arm that its validation data recommends is loaded,
-    and named on standard error. `factory` makes the network where its manifest cannot, as
-    `postgrad.models.checkpoints.load` says. Raises `UserError` for anything that postgrad did not save.
+    `path` is the directory of one arm, a .pt2 or .onnx file, or the directory of a whole run: then the arm that its
+    validation data recommends is loaded, and named on standard error. `factory` makes the network where its manifest
+    cannot, as `postgrad.models.checkpoints.load` says. Raises `UserError` for anything that postgrad did not save.
     """
+    if Path(path).suffix in (".pt2", ".onnx"):
+        from postgrad.models.export import load_exported
+
+        return load_exported(path)
     directory = arm_directory(path)
-    kind = _kind(directory)
-    if kind not in _LOADERS:
-        raise unknown_name(f"kind of model in {directory}/manifest.json:", str(kind), _LOADERS)
-    module, _, names = _LOADERS[kind].partition(":")
-    loader: Any = importlib.import_module(module)
-    for name in names.split("."):
-        loader = getattr(loader, name)
-    return loader(directory, factory=factory)
+    return _loader(directory)(directory, factory=factory)
 
 
 def load_classifier(
@@ -63,16 +61,21 @@ def load_classifier(
 
     >>> load_classifier("runs/demo").predict(images)
 
-    `device` is where a bare network runs; a second-stage classifier chooses its own.
+    `device` is where it runs; exported files run on the CPU. One that says neither its preprocessing nor its classes
+    needs `NetworkClassifier(load(path), preprocess=…, class_names=…)`.
     """
-    from torch import nn
-
     from postgrad.models.network import NetworkClassifier
+    from postgrad.models.preprocessing import own_preprocessing
 
-    loaded = load(path, factory=factory)
-    if not isinstance(loaded, nn.Module):
-        return loaded
-    return NetworkClassifier(loaded, preprocess=loaded.preprocess, device=device)
+    exported = Path(path).suffix in (".pt2", ".onnx")
+    directory = None if exported else arm_directory(path)
+    if directory and _kind(directory) != "network":
+        return _loader(directory)(directory, factory=factory, device=device)
+    network = load(directory or path, factory=factory)
+    preprocess = own_preprocessing(network)
+    if preprocess is None:
+        raise UserError(f"{path} does not say how images reach it; give its preprocessing")
+    return NetworkClassifier(network, preprocess=preprocess, device="cpu" if exported else device)
 
 
 def arm_directory(path: str | os.PathLike[str]) -> Path:
@@ -91,8 +94,19 @@ def arm_directory(path: str | os.PathLike[str]) -> Path:
     return directory / name
 
 
-def _kind(directory: Path) -> object:
-    return _read_json(directory / "manifest.json").get("kind")
+def _kind(directory: Path) -> str:
+    kind = read_manifest(directory).get("kind")
+    if kind not in _LOADERS:
+        raise unknown_name(f"kind of model in {directory}/manifest.json:", str(kind), _LOADERS)
+    return kind
+
+
+def _loader(directory: Path) -> Callable[..., Any]:
+    module, _, names = _LOADERS[_kind(directory)].partition(":")
+    loader: Any = importlib.import_module(module)
+    for name in names.split("."):
+        loader = getattr(loader, name)
+    return loader
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from postgrad import artifacts
+from postgrad.artifacts import save_tensors, write_manifest
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError
-from postgrad.files import atomic_path, sha256, write_atomic
+from postgrad.files import sha256
 from postgrad.models.factories import call_factory, find_factory
 from postgrad.models.preprocessing import own_preprocessing, set_preprocessing
 from postgrad.models.registry import rebuild
@@ -24,7 +24,7 @@ from postgrad.models.source import Source, set_source, source_of
 from postgrad.models.weights import check_finite, fit_weights, read_weights
 from postgrad.validation import validated
 
-MANIFEST = "manifest.json"
+KIND = "network"
 WEIGHTS = "model.safetensors"
 
 
@@ -33,8 +33,6 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
-    kind: Literal["network"] = "network"
     source: Source | None
     dtype: Literal["float16", "bfloat16", "float32", "float64"]
     preprocess: Preprocessing
@@ -69,9 +67,9 @@ def save(
         class_names=tuple(class_names),
         versions={name: version(name) for name in ("postgrad", "torch")},
     )
-    with atomic_path(Path(path) / WEIGHTS) as temporary:
-        safetensors.torch.save_file(weights, temporary)
-    write_atomic(Path(path) / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    directory = Path(path).expanduser()
+    save_tensors(weights, directory / WEIGHTS)
+    write_manifest(directory, KIND, manifest.model_dump(mode="json"))
 
 
 def load(path: str | os.PathLike[str], *, factory: Callable[..., nn.Module] | str | None = None) -> nn.Module:
@@ -96,14 +94,9 @@ def load(path: str | os.PathLike[str], *, factory: Callable[..., nn.Module] | st
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a network's directory."""
-    file = directory / MANIFEST
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{directory} is not a saved network: it has no {MANIFEST}") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error}); it is damaged or cut off") from error
-    return validated(Manifest, content if isinstance(content, dict) else {}, source=str(file))
+    content = artifacts.read_manifest(directory, KIND)
+    fields = {key: value for key, value in content.items() if key not in ("format", "kind")}
+    return validated(Manifest, fields, source=str(directory / "manifest.json"))
 
 
 def _architecture(manifest: Manifest, directory: Path, factory: Callable[..., nn.Module] | str | None) -> nn.Module:

@@ -48,10 +48,7 @@ def find_factory(spec: str) -> Factory:
 
 def call_factory(factory: Factory, spec: str, arguments: Mapping[str, Any], kwargs: Mapping[str, Any]) -> nn.Module:
     """Call a factory with those of `arguments` that it names, and all of `kwargs`; it must return an `nn.Module`."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        parameters = {}
+    parameters = _parameters(factory)
     accepted = {key: value for key, value in arguments.items() if key in parameters}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         accepted["num_classes"] = arguments["num_classes"]
@@ -67,6 +64,14 @@ def portable_name(file: str | os.PathLike[str]) -> str:
     path = Path(file).expanduser().resolve()
     here = Path.cwd().resolve()
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+
+
+def _parameters(factory: Factory) -> Mapping[str, inspect.Parameter]:
+    """The factory's parameters; none for what does not say, such as functions written in C."""
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _module_by_name(name: str) -> ModuleType:

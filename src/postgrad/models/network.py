@@ -57,7 +57,8 @@ class NetworkClassifier:
     @property
     def num_parameters(self) -> int:
         """The number of weights and biases."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        counted = getattr(self.model, "num_parameters", None)  # a graph that torch does not look into
+        return counted if isinstance(counted, int) else sum(p.numel() for p in self.model.parameters())
 
     def logits(self, images: Tensor | np.ndarray) -> Tensor:
         """The network's outputs (N, C), float32 on the CPU."""
@@ -122,7 +123,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         for module in training:

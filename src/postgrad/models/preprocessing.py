@@ -49,7 +49,7 @@ def resolve_preprocessing(
 
     >>> preprocess, augmentation, origin = resolve_preprocessing({"size": 224}, model, dataset)
     >>> origin
-    "--size, the rest from torchvision:resnet18's own word"
+    "--size, the rest from torchvision's default weights"
 
     `flags` has any of the fields of `Preprocessing`; those that are None count as not given. A flag replaces its own
     part only, and the parts that contradict it: `mean` and `std` take the place of the standardisation per image and
@@ -58,7 +58,7 @@ def resolve_preprocessing(
     given = {key: value for key, value in flags.items() if value is not None}
     own = own_preprocessing(model)
     base = own or dataset.preprocess
-    origin = getattr(model, "preprocess_origin", "the network's own word") if own else f"the default for {dataset.name}"
+    origin = getattr(model, "preprocess_origin", "the network itself") if own else f"the default for {dataset.name}"
     augmentation = own_augmentation(model) or dataset.augmentation
     if not given:
         return base, augmentation, origin

@@ -51,8 +51,9 @@ def create_model(
         )
     size = (height, width)
     model = _build(spec, num_classes, in_channels, size, kwargs)
-    if own := own_preprocessing(model):
-        set_preprocessing(model, own, f"{spec}'s own word")
+    own = own_preprocessing(model)
+    if own and not hasattr(model, "preprocess_origin"):
+        set_preprocessing(model, own, f"the word of {spec} itself")
     set_source(model, _source(spec, num_classes, in_channels, size, kwargs))
     return model
 

@@ -40,9 +40,11 @@ class SeedCNN(nn.Module):
         self.c0 = nn.Conv2d(in_channels, _FILTERS, 5, padding=1)
         self.c1 = nn.Conv2d(_FILTERS, _FILTERS, 5, padding=2)
         self.l1 = nn.Linear(_FILTERS * _pooled(height) * _pooled(width), num_classes)
-        for layer in (self.c0, self.c1, self.l1):
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.weight[0].numel()))
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()))
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.c0(x)), 2, ceil_mode=True)

@@ -11,6 +11,7 @@ from torch import nn
 from postgrad._compat import prepare_torchvision
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError, unknown_name
+from postgrad.models.preprocessing import set_preprocessing
 
 _WEIGHTS_OPTIONS = {
     "pretrained",
@@ -42,12 +43,13 @@ def torchvision_model(name: str, num_classes: int, in_channels: int, kwargs: Map
     except TypeError as error:
         raise UserError(f"torchvision:{name} does not take these options: {error}") from error
     transforms = models.get_model_weights(name).DEFAULT.transforms()
-    model.preprocess = Preprocessing(
+    preprocess = Preprocessing(
         size=transforms.resize_size[0],
         crop=transforms.crop_size[0],
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
     )
+    set_preprocessing(model, preprocess, "torchvision's default weights")
     return model
 
 
@@ -68,12 +70,13 @@ def timm_model(name: str, num_classes: int, in_channels: int, kwargs: Mapping[st
         raise UserError(f"timm:{name} does not take these options: {error}") from error
     config = timm.data.resolve_model_data_config(model)
     side = int(config["input_size"][-1])
-    model.preprocess = Preprocessing(
+    preprocess = Preprocessing(
         size=math.floor(side / config["crop_pct"]),
         crop=side,
         mean=_per_channel(config["mean"], in_channels),
         std=_per_channel(config["std"], in_channels),
     )
+    set_preprocessing(model, preprocess, "timm's pretrained_cfg")
     return model
 
 
