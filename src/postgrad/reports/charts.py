@@ -61,7 +61,7 @@ def line_chart(
     x = scale([v for s in lines for v in (s.x.min(), s.x.max())], _LEFT, _RIGHT, margin=0.02)
     y = scale([v for s in lines for v in (s.y.min(), s.y.max())], _BOTTOM, _TOP)
     last = ", ".join(f"{s.label} ends at {written(float(s.y[-1]))}" for s in series)
-    drawn = [_line(s, x, y) for s in sorted(lines, key=lambda s: s.style == "method")]
+    drawn = [_line(s, x, y) for s in sorted(lines, key=_on_top)]
     return picture(
         WIDTH,
         HEIGHT,
@@ -78,14 +78,19 @@ def scatter(points: Sequence[Point], *, x_label: str) -> Markup:
     ends = [v for p in points for v in (p.y, *(p.interval or ()))]
     y = scale(ends, _BOTTOM, _TOP)
     pixels = [(x(p.x), y(p.y)) for p in points]
-    labels_at = spread([py for _, py in pixels], 14, _TOP + 6, _BOTTOM - 4)
+    middle = (_LEFT + _RIGHT) / 2
+    labels_at = [0.0] * len(points)
+    for side in (True, False):
+        here = [i for i, (px, _) in enumerate(pixels) if (px > middle) == side]
+        for i, at in zip(here, spread([pixels[i][1] for i in here], 14, _TOP + 6, _BOTTOM - 4), strict=True):
+            labels_at[i] = at
     parts = []
-    for point, (px, py), label_y in zip(points, pixels, labels_at, strict=True):
+    for point, (px, py), label_y in sorted(zip(points, pixels, labels_at, strict=True), key=lambda p: _on_top(p[0])):
         if point.interval:
             low, high = (y(v) for v in point.interval)
             parts.append(tag("line", x1=px, x2=px, y1=low, y2=high, class_=f"whisker {point.style}"))
         parts.append(tag("circle", cx=px, cy=py, r=4.5, class_=f"dot {point.style}"))
-        left = px > (_LEFT + _RIGHT) / 2
+        left = px > middle
         parts.append(
             tag(
                 "text",
@@ -149,7 +154,7 @@ def change_chart(names: Sequence[str], before: NDArray[np.float64], after: NDArr
     for line, i in enumerate(order):
         y = top + row * (line + 0.5)
         direction = "gain" if change[i] > 0 else "loss" if change[i] < 0 else "same"
-        written = f"{100 * change[i]:+.1f}".replace("-", "−")
+        written = "0.0" if direction == "same" else f"{100 * change[i]:+.1f}".replace("-", "−")
         parts += [
             tag("text", _shortened(names[i], 16), x=left - 6, y=y + 4, class_="name", text_anchor="end"),
             tag("line", x1=x(before[i]), x2=x(after[i]), y1=y, y2=y, class_=f"change {direction}"),
@@ -166,6 +171,11 @@ def swatch(style: str) -> Markup:
     return tag(
         "svg", polyline([1, 27], [5, 5], f"line {style}"), class_="swatch", viewBox="0 0 28 10", aria_hidden="true"
     )
+
+
+def _on_top(drawn: Series | Point) -> bool:
+    """Sorts the method last, so that it is drawn over the others."""
+    return drawn.style.startswith("method")
 
 
 def _line(series: Series, x: Scale, y: Scale) -> Markup:

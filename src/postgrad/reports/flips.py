@@ -61,7 +61,7 @@ def find_flips(
 
 
 def png_uri(image: NDArray[np.uint8]) -> str:
-    """An image (C, H, W) as a PNG data URI, its longer side at most 96 pixels; of 2 or 4 channels only the first shows."""
+    """An image (C, H, W) as a PNG data URI, at most 96 pixels on a side; of 2 or 4 channels only the first shows."""
     channels_last = np.moveaxis(image, 0, -1)
     picture = Image.fromarray(channels_last if channels_last.shape[-1] == 3 else channels_last[..., 0])
     picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))

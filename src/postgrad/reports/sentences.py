@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from postgrad.evaluation.statistics import MIN_SEEDS
 from postgrad.reports.schema import Arm, Results, Verdict
-from postgrad.reports.words import arm_name, p_value, plural, points
+from postgrad.reports.words import arm_name, p_value, points
 
 _WORST_FIRST = {"worse": 0, "too few seeds": 1, "no difference": 1, "better": 2}
 
@@ -37,17 +37,17 @@ def headline(results: Results, method: Arm) -> str:
     elif controls:
         clauses.append(_clause(results, controls[0]))
     if not clauses:
-        return f"{_capital(arm_name(method))} was not compared with another arm."
+        return f"{arm_name(method)} was not compared with another arm."
     outcomes = [v.verdict for v in (*base[:1], *controls[:1])]
     joint = ", and " if len(set(outcomes)) == 1 else ", but "
-    return f"{_capital(arm_name(method))} {joint.join(clauses)}."
+    one_of_several = verdicts[0].scope == "run" and len(results.seeds) > 1
+    return f"{f'With seed {results.seeds[0]}, ' if one_of_several else ''}{arm_name(method)} {joint.join(clauses)}."
 
 
 def comparisons(results: Results, method: Arm) -> list[str]:
-    """One sentence for each control, the worst first, for the paragraph under the headline."""
-    controls = [v for v in decisive(results, method) if results.arm(v.control).kind != "base"]
-    controls.sort(key=lambda v: (_WORST_FIRST[v.verdict], v.difference))
-    return [f"{_capital(arm_name(method))} {_clause(results, v)}." for v in controls]
+    """One sentence for each arm that a method is compared with, the worst verdict first."""
+    verdicts = sorted(decisive(results, method), key=lambda v: (_WORST_FIRST[v.verdict], v.difference))
+    return [f"{arm_name(method)} {_clause(results, v)}{_mean_over_seeds(results, v)}." for v in verdicts]
 
 
 def reach(results: Results) -> str:
@@ -55,13 +55,15 @@ def reach(results: Results) -> str:
     n = len(results.seeds)
     if n >= MIN_SEEDS:
         return (
-            f"{plural(n, 'seed')}: these verdicts are about the method on this data. Each is a paired t test over the "
-            f"seeds; the p values are adjusted for the number of controls (Holm)."
+            f"{n} seeds: these verdicts are about the method on this data. Each is a paired t test over the seeds, and "
+            f"the p values are adjusted for the number of controls (Holm)."
         )
-    which = "this run" if n == 1 else f"one run (seed {results.seeds[0]})"
+    which = (
+        "One seed: the p values speak for this run" if n == 1 else f"{n} seeds: the p values speak for the first run"
+    )
     return (
-        f"{plural(n, 'seed')}: the p values speak for {which} alone, by McNemar's exact test on its "
-        f"{results.data.n_test:,} test images. To speak for the method takes {MIN_SEEDS} seeds or more."
+        f"{which} alone, by McNemar's exact test on its {results.data.n_test:,} test images. A statement about the "
+        f"method needs five seeds or more."
     )
 
 
@@ -102,6 +104,15 @@ def _clause(results: Results, verdict: Verdict) -> str:
     return f"does not measurably differ from {control} ({points(verdict.difference, sign=True)}, {_p(verdict)})"
 
 
+def _mean_over_seeds(results: Results, verdict: Verdict) -> str:
+    """The mean difference over the seeds, where the verdict itself is about the first of several."""
+    for other in results.verdicts:
+        same = (other.method, other.control, other.metric) == (verdict.method, verdict.control, verdict.metric)
+        if same and verdict.scope == "run" and other.scope == "method" and len(results.seeds) > 1:
+            return f"; on average over the {len(results.seeds)} seeds, {points(other.difference, sign=True)}"
+    return ""
+
+
 def _control(results: Results, verdict: Verdict) -> str:
     return _arm(results, verdict.control)
 
@@ -112,7 +123,3 @@ def _arm(results: Results, name: str) -> str:
 
 def _p(verdict: Verdict) -> str:
     return "p not known" if verdict.p is None else p_value(verdict.p)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
