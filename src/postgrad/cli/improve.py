@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -24,10 +23,10 @@ from postgrad.cli.options import (
     Time,
     given,
     preprocess_flags,
+    resumed_config,
 )
 from postgrad.cli.results import improvement_table
 from postgrad.errors import UserError
-from postgrad.methods.registry import check_options
 from postgrad.studies.config import ImproveConfig
 from postgrad.validation import read_yaml, validated
 
@@ -39,9 +38,9 @@ class RunOptions:
     method: Annotated[Repeated, tyro.conf.arg(metavar="NAME[:KEY=VALUE,...]", help_behavior_hint="(repeatable)")] = ()
     """A method and its options, such as gradnet:epochs=10,hidden=5+100+25. Default: gradnet."""
     epochs: Number = None
-    """Passes of each method over its training images. Default: the method's own."""
+    """Passes over its images of a base network that is trained here, at most. Default: 30."""
     budget: Time = None
-    """Instead of epochs, the training time of each method, such as 90s, 10m or 1h."""
+    """The training time of each method, such as 90s, 10m or 1h. Default: the method's own epochs."""
     base_accuracy: Number = None
     """Stop the base network at this validation accuracy, such as 0.72. Default: train it to the end of its recipe."""
     seed: Seed = None
@@ -72,10 +71,9 @@ class Options:
 
 def run(options: Options) -> int:
     """Settle the settings, improve, print the table."""
-    config = resumed(options) if options.run.resume else configured(options)
+    groups = (options.run, options.data, options.model, options.preprocess, options.machine)
+    config = resumed_config(ImproveConfig, options.run.resume, groups) if options.run.resume else configured(options)
     with prepared(options.machine):
-        for method in config.methods:
-            check_options(method.name, method.options)
         from postgrad.studies.improve import improve
 
         directory = improve(config)
@@ -83,6 +81,9 @@ def run(options: Options) -> int:
     if options.machine.json:
         print_json(results)
     else:
+        for kind in ("notes", "warnings"):
+            for text in results[kind]:
+                say(f"{kind.removesuffix('s')}: {text}")
         print(improvement_table(results))
         say(f"\nreport: {directory / 'report.html'}")
     return 0
@@ -94,7 +95,6 @@ def configured(options: Options) -> ImproveConfig:
     flags |= {key: value for key, value in given(options.machine).items() if key in ("device", "threads")}
     recipe = flags.pop("recipe", None)
     settings: dict[str, Any] = read_yaml(recipe) if recipe else {}
-    _drop_rivals(settings, flags)
     if "method" in flags:
         flags["methods"] = flags.pop("method")
     if "seed" in flags and "seeds" in flags:
@@ -104,24 +104,3 @@ def configured(options: Options) -> ImproveConfig:
     elif "seeds" in flags:
         flags["seeds"] = list(range(flags["seeds"]))
     return validated(ImproveConfig, settings | flags, source=f"options and {recipe}" if recipe else "options")
-
-
-def _drop_rivals(settings: dict[str, Any], flags: dict[str, Any]) -> None:
-    """Of two settings of which only one can stand, the command line's wins over the recipe's."""
-    for one, other in (("epochs", "budget"), ("budget", "epochs")):
-        if one in flags and other not in flags:
-            settings.pop(other, None)
-
-
-def resumed(options: Options) -> ImproveConfig:
-    """The settings of an interrupted run, from its directory."""
-    directory: Path = options.run.resume  # type: ignore[assignment]
-    groups = (options.run, options.data, options.model, options.preprocess, options.machine)
-    others = set(given(*groups)) - {"resume", "json", "quiet"}
-    if others:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
-        raise UserError(f"--resume goes on with the run's own settings; leave out {names}")
-    file = directory / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"{directory} holds no config.yaml, so it is no run to resume; give a run directory")
-    return ImproveConfig.load(file).model_copy(update={"resume": directory, "out": directory})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.methods.registry import parse_settings
-from postgrad.studies.config import PREPROCESS_FIELDS
+from postgrad.studies.config import PREPROCESS_FIELDS, RunConfig
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def _converted(convert: Callable[[str], Any], metavar: str) -> tuple[Any, Any]:
@@ -165,3 +167,15 @@ def preprocess_flags(options: PreprocessOptions) -> dict[str, Any]:
         if name not in PREPROCESS_FIELDS:
             raise unknown_name("part of --preprocess", name, PREPROCESS_FIELDS)
     return settings | parts
+
+
+def resumed_config(config: type[Config], directory: Path, groups: Sequence[Any]) -> Config:
+    """The settings of an interrupted run, from its directory; no other setting may be given beside them."""
+    others = set(given(*groups)) - {"resume", "json", "quiet"}
+    if others:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
+        raise UserError(f"--resume goes on with the run's own settings; leave out {names}")
+    file = directory / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{directory} holds no config.yaml, so it is no run to resume; give a run directory")
+    return config.load(file).model_copy(update={"resume": directory, "out": directory})

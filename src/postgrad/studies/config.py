@@ -1,4 +1,4 @@
-"""Every setting of one `postgrad improve` run, checked, and written to and read from YAML. No torch import."""
+"""Every setting of one run, checked, and written to and read from YAML. Imports no torch."""
 
 from __future__ import annotations
 
@@ -62,17 +62,8 @@ def _method(value: Any) -> Any:
     return value
 
 
-class ImproveConfig(BaseModel):
-    """What `postgrad improve` is told.
-
-    >>> config = ImproveConfig(data="cifar10", base_accuracy=0.72, methods=["gradnet:epochs=10"])
-    >>> config.save("config.yaml")
-    >>> ImproveConfig.load("config.yaml") == config
-    True
-
-    The names are those of the command line's options. `steps` holds the step counts that time budgets became in an
-    earlier run, under keys such as `seed0/control-finetune/final`, so that a rerun from its `config.yaml` repeats it.
-    """
+class RunConfig(BaseModel):
+    """The settings that every run has: its network, data and machine. The names are those of the command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,37 +77,17 @@ class ImproveConfig(BaseModel):
     mean: PerChannel | None = None
     std: PerChannel | None = None
     per_image_standardise: bool | None = None
-    methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = (MethodConfig(name="gradnet"),)
-    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    budget: str | None = None
-    base_accuracy: float | None = None
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     device: str = "auto"
     threads: PositiveInt | None = None
     memory: str = "8GB"
-    out: UserPath = Path("runs/improve")
+    out: UserPath = Path("runs/run")
     resume: UserPath | None = None
-    steps: dict[str, Annotated[int, Field(ge=0)]] = {}
-
-    @field_validator("budget")
-    @classmethod
-    def _duration(cls, text: str | None) -> str | None:
-        if text is not None and not re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[smh]", text):
-            raise ValueError(f"expected a time such as 90s, 10m or 1.5h, got '{text}'")
-        return text
 
     @field_validator("memory")
     @classmethod
     def _bytes(cls, text: str) -> str:
         parse_memory(text)
         return text
-
-    @field_validator("base_accuracy")
-    @classmethod
-    def _fraction(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"expected a fraction between 0 and 1 (72 % is 0.72), got {value:g}")
-        return value
 
     @field_validator("std")
     @classmethod
@@ -125,24 +96,12 @@ class ImproveConfig(BaseModel):
             raise ValueError(f"expected numbers above 0, got {std}")
         return std
 
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or len(set(seeds)) != len(seeds):
-            raise ValueError(f"expected at least one seed, each of them once, got {list(seeds)}")
-        return seeds
-
     @model_validator(mode="after")
-    def _together(self) -> Self:
+    def _mean_and_std(self) -> Self:
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std belong together; give both or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; give one for each channel")
-        if self.epochs is not None and self.budget is not None:
-            raise ValueError("epochs and budget both say how long to train; give one of them")
-        names = [method.name for method in self.methods]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"expected at least one method, each of them once, got {names}; give others their own run")
         return self
 
     def preprocess_flags(self) -> dict[str, Any]:
@@ -161,3 +120,61 @@ class ImproveConfig(BaseModel):
     def load(cls, path: str | Path) -> Self:
         """Read settings from YAML; each mistake is named in one `UserError`."""
         return validated(cls, read_yaml(path), source=str(path))
+
+
+class TrainConfig(RunConfig):
+    """What `postgrad train` is told; `training` holds the fields of `postgrad.training.Recipe` that were chosen."""
+
+    out: UserPath = Path("runs/train")
+    seed: Annotated[int, Field(ge=0)] = 0
+    training: dict[str, Any] = {}
+
+
+class ImproveConfig(RunConfig):
+    """What `postgrad improve` is told.
+
+    >>> config = ImproveConfig(data="cifar10", base_accuracy=0.72, methods=["gradnet:epochs=10"])
+    >>> config.save("config.yaml")
+    >>> ImproveConfig.load("config.yaml") == config
+    True
+
+    `steps` holds the step counts that time budgets became in an earlier run, under keys such as
+    `seed0/control-finetune/final`, so that a rerun from its `config.yaml` repeats it.
+    """
+
+    out: UserPath = Path("runs/improve")
+    methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = (MethodConfig(name="gradnet"),)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    budget: str | None = None
+    base_accuracy: float | None = None
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    whole_halves: bool = False
+    steps: dict[str, Annotated[int, Field(ge=0)]] = {}
+
+    @field_validator("budget")
+    @classmethod
+    def _duration(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[smh]", text):
+            raise ValueError(f"expected a time such as 90s, 10m or 1.5h, got '{text}'")
+        return text
+
+    @field_validator("base_accuracy")
+    @classmethod
+    def _fraction(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"expected a fraction between 0 and 1 (72 % is 0.72), got {value:g}")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) != len(seeds):
+            raise ValueError(f"expected at least one seed, each of them once, got {list(seeds)}")
+        return seeds
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        names = [method.name for method in self.methods]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"expected at least one method, each of them once, got {names}; give others their own run")
+        return self

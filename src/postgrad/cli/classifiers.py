@@ -1,0 +1,85 @@
+"""The classifier that `--model` means: a saved one, an exported one, or a network by name with `--weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from postgrad.cli.console import say
+from postgrad.cli.options import ModelOptions
+from postgrad.data.preprocessing import Augmentation, Preprocessing
+from postgrad.errors import UserError
+from postgrad.models.preprocessing import resolve_preprocessing
+
+EXPORTED = (".pt2", ".onnx")
+
+
+@dataclass(frozen=True)
+class Images:
+    """What must be known of images to make a network for them."""
+
+    name: str
+    shape: tuple[int, int, int]
+    class_names: Sequence[str]
+    preprocess: Preprocessing = field(default_factory=Preprocessing)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+def is_saved(model: str) -> bool:
+    """Whether `--model` names something on disk that holds all it needs: a run, an arm, an exported file."""
+    path = Path(model).expanduser()
+    return path.is_dir() or path.suffix in EXPORTED
+
+
+def saved_classifier(model: str, options: ModelOptions, flags: Mapping[str, Any], device: str) -> Any:
+    """Load a saved classifier; preprocessing flags take the place of what a network was saved with."""
+    from postgrad.models.network import NetworkClassifier
+
+    if options.weights is not None:
+        raise UserError(f"{model} has weights of its own; leave out --weights, or give --model by name")
+    classifier = _load(model, device)
+    if flags and not isinstance(classifier, NetworkClassifier):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
+        raise UserError(f"{model} was fitted with its own preprocessing; leave out {names}")
+    if flags:
+        unused = Images("", (0, 0, 0), ())  # a saved network has its own word, so no default of the data is asked for
+        classifier.preprocess = _resolved(flags, classifier.model, unused)
+    return classifier
+
+
+def named_classifier(model: str, options: ModelOptions, flags: Mapping[str, Any], device: str, images: Any) -> Any:
+    """Make a network by name for these images (a `Dataset`, or `Images`) and load its weights."""
+    from postgrad.models.network import NetworkClassifier
+    from postgrad.models.registry import create_model
+    from postgrad.models.weights import load_weights
+
+    if options.weights is None:
+        raise UserError(f"{model} has no trained weights; add --weights FILE, or name a run that holds a trained one")
+    channels, height, width = images.shape
+    network = create_model(model, num_classes=len(images.class_names), in_channels=channels, image_size=(height, width))
+    load_weights(network, options.weights)
+    preprocess = _resolved(flags, network, images)
+    return NetworkClassifier(network, preprocess=preprocess, class_names=images.class_names, device=device)
+
+
+def _load(model: str, device: str) -> Any:
+    if Path(model).suffix not in EXPORTED:
+        from postgrad._loading import load_classifier
+
+        return load_classifier(model, device=device)
+    from postgrad.models.export import load_exported
+    from postgrad.models.network import NetworkClassifier
+
+    network: Any = load_exported(model)
+    for attribute in ("preprocess", "class_names"):
+        if getattr(network, attribute, None) is None:
+            raise UserError(f"{model} does not say its {attribute}; export it with `postgrad export`")
+    return NetworkClassifier(network, preprocess=network.preprocess, device="cpu")
+
+
+def _resolved(flags: Mapping[str, Any], network: Any, images: Any) -> Preprocessing:
+    preprocess, _, origin = resolve_preprocessing(flags, network, images)
+    say(f"preprocessing: {preprocess.describe()} ({origin})")
+    return preprocess
