@@ -1,4 +1,4 @@
-"""What training adds to preprocessing: random crops, flips and contrast on whole batches; and fixed views for testing."""
+"""What training adds to preprocessing: random crops, flips and contrast on batches; and fixed views for testing."""
 
 from __future__ import annotations
 
@@ -102,10 +102,11 @@ def _random_contrast(images: Tensor, between: tuple[float, float], generator: to
 def views(images: Tensor, preprocessing: Preprocessing, count: int, *, augmentation: Augmentation) -> Iterator[Tensor]:
     """The same images seen `count` times, as training might show them, always in the same order: the centre first.
 
-    >>> probabilities = sum(network(view).softmax(1) for view in views(images, preprocess, 10, augmentation=augment)) / 10
+    >>> ten = views(images, preprocess, 10, augmentation=augmentation)
+    >>> probabilities = sum(network(view).softmax(1) for view in ten) / 10
 
-    Each view is float32 (N, C, h, w). Views differ by where the crop lies and, if `augmentation.flip`, by a mirror image
-    after each. Crops spread evenly over the room there is. Where there is none, images are shifted, by one pixel first,
+    Each view is float32 (N, C, h, w). They differ by where the crop lies; with `augmentation.flip` a mirror image
+    follows each. Crops spread evenly over the room there is. Where there is none, images are shifted, by one pixel first,
     and filled up with zeros if training padded with zeros, otherwise with the pixels of the edge.
     """
     if count < 1:

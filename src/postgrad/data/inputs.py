@@ -43,5 +43,7 @@ def label_tensor(y: Any, count: int, num_classes: int | None = None) -> Tensor:
     if count and int(labels.min()) < 0:
         raise UserError(f"labels: {int(labels.min())} is negative; class indices start at 0")
     if count and num_classes is not None and int(labels.max()) >= num_classes:
-        raise UserError(f"labels: {int(labels.max())} is out of range; there are {num_classes} classes, 0 … {num_classes - 1}")
+        raise UserError(
+            f"labels: {int(labels.max())} is out of range; there are {num_classes} classes, 0 … {num_classes - 1}"
+        )
     return labels
