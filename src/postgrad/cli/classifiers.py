@@ -17,7 +17,7 @@ EXPORTED = (".pt2", ".onnx")
 
 
 @dataclass(frozen=True)
-class Images:
+class Pictures:
     """What must be known of images to make a network for them."""
 
     name: str
@@ -44,13 +44,13 @@ def saved_classifier(model: str, options: ModelOptions, flags: Mapping[str, Any]
         names = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
         raise UserError(f"{model} was fitted with its own preprocessing; leave out {names}")
     if flags:
-        unused = Images("", (0, 0, 0), ())  # a saved network has its own word, so no default of the data is asked for
+        unused = Pictures("", (0, 0, 0), ())  # a saved network has its own word, so no default of the data is asked for
         classifier.preprocess = _resolved(flags, classifier.model, unused)
     return classifier
 
 
 def named_classifier(model: str, options: ModelOptions, flags: Mapping[str, Any], device: str, images: Any) -> Any:
-    """Make a network by name for these images (a `Dataset`, or `Images`) and load its weights."""
+    """Make a network by name for these images (a `Dataset`, or `Pictures`) and load its weights."""
     from postgrad.models.network import NetworkClassifier
     from postgrad.models.registry import create_model
     from postgrad.models.weights import load_weights

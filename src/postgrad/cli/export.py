@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from postgrad.cli.console import prepared, print_json
-from postgrad.cli.options import File, MachineOptions, required
+from postgrad.cli.options import File, MachineOptions, Name, required
 from postgrad.cli.options import Spec as Model
-from postgrad.errors import UserError
+from postgrad.errors import UserError, unknown_name
+
+FORMATS = ("safetensors", "pt2", "onnx")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Options:
 
     model: Model = None
     """A saved network: RUN or RUN/ARM."""
-    format: Annotated[Literal["safetensors", "pt2", "onnx"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    format: Name = None
     """safetensors (the weights), pt2 (torch.export), onnx (pip install 'postgrad[export]'). Default: FILE's ending."""
     out: File = None
     """The file to write."""
@@ -34,8 +34,8 @@ def run(options: Options) -> int:
     model = required(options.model, "--model")
     out = required(options.out, "--out")
     form = options.format or out.suffix.removeprefix(".")
-    if form not in ("safetensors", "pt2", "onnx"):
-        raise UserError(f"--out {out}: its ending names no format; add --format safetensors, pt2 or onnx")
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS)
     with prepared(options.machine):
         error = _export(model, out, form)
     if options.machine.json:
