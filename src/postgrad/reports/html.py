@@ -59,7 +59,6 @@ def _context(run: Run) -> dict[str, Any]:
         "results": results,
         "started": results.started.replace("T", " ")[:16] if results.started else None,
         "headlines": [sentences.headline(results, method) for method in methods],
-        "comparisons": [s for method in methods for s in sentences.comparisons(results, method)],
         "reach": sentences.reach(results) if methods else None,
         "recommendation": sentences.recommendation(results),
         "rows": [_row(run, arm, styles[arm.name]) for arm in results.arms],

@@ -84,7 +84,7 @@ def _arrays(path: Path, *keys: str) -> tuple[NDArray[Any], ...] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return tuple(archive[key] for key in keys)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from error

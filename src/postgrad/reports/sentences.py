@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from postgrad.evaluation.statistics import MIN_SEEDS
 from postgrad.reports.schema import Arm, Results, Verdict
@@ -44,12 +44,6 @@ def headline(results: Results, method: Arm) -> str:
     return f"{f'With seed {results.seeds[0]}, ' if one_of_several else ''}{arm_name(method)} {joint.join(clauses)}."
 
 
-def comparisons(results: Results, method: Arm) -> list[str]:
-    """One sentence for each arm that a method is compared with, the worst verdict first."""
-    verdicts = sorted(decisive(results, method), key=lambda v: (_WORST_FIRST[v.verdict], v.difference))
-    return [f"{arm_name(method)} {_clause(results, v)}{_mean_over_seeds(results, v)}." for v in verdicts]
-
-
 def reach(results: Results) -> str:
     """How far these verdicts reach: the number of seeds, and what it allows to say."""
     n = len(results.seeds)
@@ -74,10 +68,10 @@ def recommendation(results: Results) -> str | None:
     return f"The arm that the validation images recommend is {_arm(results, results.recommended)}."
 
 
-def against(results: Results, arm: Arm) -> list[tuple[str, str, str]]:
-    """What each method did against this arm: the method's name, the verdict's word, and its numbers."""
+def against(results: Results, arm: Arm) -> list[tuple[str, str, list[str]]]:
+    """What each method did against this arm: the method's name, the verdict's word, and its numbers line by line."""
     return [
-        (arm_name(method), verdict.verdict, f"{points(verdict.difference, sign=True)}, {_p(verdict)}")
+        (arm_name(method), verdict.verdict, [_numbers(verdict), *_mean_over_seeds(results, verdict)])
         for method in methods(results)
         for verdict in decisive(results, method)
         if verdict.control == arm.name
@@ -101,16 +95,19 @@ def _clause(results: Results, verdict: Verdict) -> str:
         return f"beats {control} by {points(verdict.difference)} ({_p(verdict)})"
     if verdict.verdict == "worse":
         return f"loses to {control} by {points(verdict.difference)} ({_p(verdict)})"
-    return f"does not measurably differ from {control} ({points(verdict.difference, sign=True)}, {_p(verdict)})"
+    return f"does not measurably differ from {control} ({_numbers(verdict)})"
 
 
-def _mean_over_seeds(results: Results, verdict: Verdict) -> str:
+def _numbers(verdict: Verdict) -> str:
+    return f"{points(verdict.difference, sign=True)}, {_p(verdict)}"
+
+
+def _mean_over_seeds(results: Results, verdict: Verdict) -> Iterator[str]:
     """The mean difference over the seeds, where the verdict itself is about the first of several."""
     for other in results.verdicts:
         same = (other.method, other.control, other.metric) == (verdict.method, verdict.control, verdict.metric)
         if same and verdict.scope == "run" and other.scope == "method" and len(results.seeds) > 1:
-            return f"; on average over the {len(results.seeds)} seeds, {points(other.difference, sign=True)}"
-    return ""
+            yield f"mean of {len(results.seeds)} seeds {points(other.difference, sign=True)}"
 
 
 def _control(results: Results, verdict: Verdict) -> str:

@@ -1,0 +1,152 @@
+"""The page holds what results.json says, leaves out what the run lacks, and is one file without links."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from postgrad.errors import UserError
+from postgrad.reports.html import render
+from postgrad.reports.schema import read_results
+
+SECTIONS = ["arms", "learning", "calibration", "changed", "blocks", "cost", "data", "environment", "again"]
+
+
+class Text(HTMLParser):
+    """The visible text of a page, and its tags with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).replace("\u00a0", " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_of(run: Path) -> Text:
+    return Text(render(run).read_text(encoding="utf-8"))
+
+
+def test_shows_the_numbers_of_results_json(make_run) -> None:
+    run = make_run()
+    page = page_of(run)
+    results = read_results(run / "results.json")
+    for arm in results.arms:
+        accuracy = arm.metrics["accuracy"]
+        assert f"{100 * accuracy.mean:.2f} %" in page.text
+        assert accuracy.ci95 is not None
+        assert f"{100 * accuracy.ci95[0]:.2f} to {100 * accuracy.ci95[1]:.2f}" in page.text
+        for name in ("nll", "ece", "brier", "aurc"):
+            assert f"{arm.metrics[name].mean:.3f}" in page.text
+        assert f"{arm.cost.parameters:,}" in page.text
+    assert results.data.fingerprint in page.text
+    assert results.command in page.text
+    assert "1,284,330" in page.text
+
+
+def test_headings_are_in_order_and_every_picture_has_words(make_run) -> None:
+    page = page_of(make_run())
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "h2"] == SECTIONS
+    assert next(tag for tag, _ in page.tags if re.fullmatch("h[1-3]", tag)) == "h1"
+    for tag, attrs in page.tags:
+        if tag == "img":
+            assert attrs["alt"]
+        if tag == "svg":
+            assert attrs.get("aria-label") or attrs.get("aria-hidden") == "true"
+
+
+def test_is_one_file_without_links_to_elsewhere(make_run) -> None:
+    page = page_of(make_run())
+    for tag, attrs in page.tags:
+        for name in ("src", "href"):
+            if name in attrs:
+                assert str(attrs[name]).startswith(("data:", "#")), (tag, attrs)
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+
+
+def test_flipped_images_are_shown_with_their_classes(make_run) -> None:
+    run = make_run()
+    page = page_of(run)
+    alternatives = [str(attrs["alt"]) for tag, attrs in page.tags if tag == "img"]
+    predictions = {name: np.load(run / name / "test_predictions.npz") for name in ("base", "gradnet")}
+    labels = predictions["base"]["labels"]
+    before, after = (predictions[name]["probabilities"].argmax(1) for name in ("base", "gradnet"))
+    first = int(np.flatnonzero((before != labels) & (after == labels))[0])
+    assert alternatives[0] == (
+        f"Test image of class {labels[first]}; the base says {before[first]}, GradNet says {after[first]}"
+    )
+    gained, lost = (((before == labels) != (after == labels)) & (side == labels) for side in (after, before))
+    assert f"{gained.sum()} test images of 360 became right and {lost.sum()} became wrong" in page.text
+
+
+def test_a_run_of_results_alone_says_what_is_missing(make_run) -> None:
+    page = page_of(make_run(files=False))
+    for file in ("metrics.csv", "test_predictions.npz", "gradnet_blocks.json", "environment.json", "config.yaml"):
+        assert file in page.text
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "h2"] == SECTIONS
+
+
+def test_predictions_without_example_images(make_run) -> None:
+    run = make_run()
+    (run / "examples.npz").unlink()
+    page = page_of(run)
+    assert "became right" in page.text
+    assert "examples.npz" in page.text
+
+
+@pytest.mark.parametrize(("seeds", "says"), [(1, "One seed"), (3, "With seed 0"), (5, "5 seeds: these verdicts")])
+def test_says_what_the_seeds_allow(make_run, seeds: int, says: str) -> None:
+    page = page_of(make_run(seeds=seeds))
+    assert says in page.text
+    assert ("Accuracy of each seed" in page.text) == (seeds > 1)
+
+
+def test_warnings_notes_and_names_are_escaped(make_run) -> None:
+    run = make_run(warnings=["<script>alert(1)</script> & more"], notes=["a note"])
+    render(run)
+    source = (run / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in source
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in source
+    assert "a note" in source
+
+
+def test_is_small(make_run) -> None:
+    run = make_run()
+    images = np.random.default_rng(0).integers(0, 256, (360, 3, 224, 224), dtype=np.uint8)
+    np.savez(run / "examples.npz", images=images)
+    assert render(run).stat().st_size < 6_000_000
+
+
+@pytest.mark.parametrize(
+    "name", ["base/test_predictions.npz", "examples.npz", "environment.json", "gradnet_blocks.json"]
+)
+def test_a_damaged_file_is_named(make_run, name: str) -> None:
+    run = make_run()
+    path = run / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=re.escape(name)):
+        render(run)
+
+
+def test_a_damaged_curve_is_named(make_run) -> None:
+    run = make_run()
+    (run / "base/metrics.csv").write_text("step,loss\n1,abc\n")
+    with pytest.raises(UserError, match=re.escape("base/metrics.csv")):
+        render(run)
+
+
+def test_the_same_run_gives_the_same_page(make_run) -> None:
+    run = make_run()
+    first = render(run).read_bytes()
+    assert render(run).read_bytes() == first
