@@ -13,9 +13,10 @@ METRIC = {"mean": 0.7, "ci95": None, "ci_over": "images", "n_seeds": 1, "values"
 KINDS = {"base": "base", "gradnet": "method", "control-finetune": "control", "control-features": "control"}
 
 
-def results(
-    *outcomes: tuple[str, float, float | None, str], seeds: int = 1, scope: str = "run", **extra: Any
-) -> Results:
+Outcome = tuple[str, float, float | None, str]
+
+
+def results(*outcomes: Outcome, seeds: int = 1, scope: str = "run", **extra: Any) -> Results:
     return Results.model_validate(
         {
             "command": "postgrad improve",
