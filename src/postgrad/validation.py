@@ -40,7 +40,12 @@ def validated(model: type[Model], settings: Mapping[str, Any], *, source: str) -
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_sentence(model, item) for item in error.errors())) from error
+        raise UserError(f"{source}: {mistakes(model, error)}") from error
+
+
+def mistakes(model: type[BaseModel], error: ValidationError) -> str:
+    """All that pydantic found wrong, in one plain line."""
+    return "; ".join(_sentence(model, item) for item in error.errors())
 
 
 def _sentence(model: type[BaseModel], item: Any) -> str:

@@ -1,0 +1,19 @@
+"""One resumable training loop on Lightning Fabric, used by everything that takes steps."""
+
+from postgrad.training.clock import Stopwatch, parse_duration
+from postgrad.training.fabric import make_fabric, pick_device
+from postgrad.training.loop import train
+from postgrad.training.optimizers import optimizer_copies
+from postgrad.training.recipe import Recipe
+from postgrad.training.state import History
+
+__all__ = [
+    "History",
+    "Recipe",
+    "Stopwatch",
+    "make_fabric",
+    "optimizer_copies",
+    "parse_duration",
+    "pick_device",
+    "train",
+]

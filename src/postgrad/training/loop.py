@@ -1,0 +1,178 @@
+"""The training loop: one page, resumable at any step with the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from postgrad.errors import UserError
+from postgrad.progress import progress
+from postgrad.training.batches import Batches, own_random_numbers
+from postgrad.training.checkpoint import load_checkpoint, save_checkpoint
+from postgrad.training.clock import Stopwatch
+from postgrad.training.fabric import make_fabric
+from postgrad.training.interrupt import deferred_interrupt
+from postgrad.training.log import learning_curve
+from postgrad.training.plan import check_length, planned_steps
+from postgrad.training.recipe import Recipe
+from postgrad.training.state import History, Training, load_weights
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+SAVE_EVERY_SECONDS = 30.0
+
+
+def train(
+    model: nn.Module,
+    *,
+    n: int,
+    make_batch: Callable[[Tensor, torch.Generator], Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    recipe: Recipe,
+    seed: int,
+    validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    directory: Path | None = None,
+    resume: bool = False,
+    fabric: Fabric | None = None,
+    label: str = "training",
+    after_step: Callable[[], None] | None = None,
+) -> History:
+    """Train `model` in place.
+
+    >>> history = train(
+    ...     model,
+    ...     n=len(images),
+    ...     make_batch=lambda indices, generator: (augmented(images[indices], generator), labels[indices]),
+    ...     loss=lambda network, batch: F.cross_entropy(network(batch[0]), batch[1]),
+    ...     recipe=Recipe(epochs=10),
+    ...     seed=0,
+    ... )
+
+    `make_batch` gets the indices (≤ batch_size,) of a step, in [0, n), and draws what is random from the generator (of
+    the processor); `loss` is a mean over the batch. `validate` gets the model in evaluation mode and returns figures,
+    "accuracy" among them where the recipe stops at an accuracy or keeps the best. Its time counts as training time.
+
+    With a `directory` the learning curve and a checkpoint (every half minute, at the end, and on Ctrl-C) are kept
+    there; `resume` goes on from that checkpoint, to the same bits as without the interruption, and returns at once if
+    the training was over. `fabric` defaults to one process on the device that the model is on. `after_step` is called
+    when a step has changed the weights. The model is left in evaluation mode.
+
+    A loss that is not finite, settings that are not those of the checkpoint, and a full disk are `UserError`s.
+    """
+    _check(n, seed, recipe, validate)
+    settings = {"n": n, "seed": seed, **recipe.model_dump(exclude={"epochs", "steps", "budget"})}
+    saved = load_checkpoint(directory, settings) if resume and directory is not None else None
+    if saved is not None:
+        check_length(recipe, n, total=saved["position"]["total"], budget=saved["budget"])
+        if saved["history"] is not None:
+            load_weights(model.eval(), saved["model"])
+            return History(**saved["history"])
+    budget = recipe.budget if saved is None else saved["budget"]
+
+    fabric = fabric or make_fabric(_device_of(model), precision=recipe.precision)
+    batches = Batches(
+        n, recipe.batch_size, seed, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size
+    )
+    optimizer = recipe.make_optimizer(model.parameters())
+    network, stepper = fabric.setup(model.train(), optimizer)
+    every = recipe.validation_interval(n)
+    training = Training(model, optimizer, fabric.strategy.precision, Stopwatch(fabric.device), recipe, n)
+
+    def take_step(step: int) -> Tensor:
+        indices, generator, weight = batches(step)
+        value = loss(network, fabric.to_device(make_batch(indices, generator)))
+        if weight != 1:
+            value = value * weight
+        optimizer.zero_grad()
+        fabric.backward(value)
+        stepper.step()
+        return value.detach()
+
+    def measure() -> dict[str, float]:
+        network.eval()
+        figures = dict(validate(model)) if validate is not None and fabric.is_global_zero else {}
+        network.train()
+        return {name: float(value) for name, value in fabric.broadcast(figures).items()}
+
+    def save(history: History | None = None) -> None:
+        if directory is not None and fabric.is_global_zero:
+            finished = None if history is None else asdict(history)
+            save_checkpoint(directory, settings, {**training.state_dict(), "budget": budget, "history": finished})
+
+    main = fabric.is_global_zero
+    with (
+        learning_curve(directory if main else None, saved["position"]["rows"] if saved else []) as write_row,
+        deferred_interrupt(wanted=directory is not None) as interrupted,
+        own_random_numbers(fabric.device),
+        training.watch,
+    ):
+        if saved is not None:
+            training.load_state_dict(saved)
+        else:
+            training.start(planned_steps(recipe, n, fabric, training, take_step, measure))
+        now = training.position
+        save()
+        save_due = time.monotonic() + SAVE_EVERY_SECONDS
+        with progress(label, now.total, start=now.step) if main else contextlib.nullcontext(_say_nothing) as advance:
+            while now.step < now.total and not now.reached_target:
+                lr = float(optimizer.param_groups[0]["lr"])
+                value, stop = _agreed(fabric, float(take_step(now.step)), interrupted())
+                if not math.isfinite(value):
+                    raise _diverged(label, value, now.step, lr)
+                training.advance(value)
+                if after_step is not None:
+                    after_step()
+                if now.step % every == 0 or now.step == now.total:
+                    write_row(training.add_row(measure(), lr))
+                advance(note=f"loss {value:.3g}")
+                if stop or time.monotonic() > save_due:
+                    save()
+                    save_due = time.monotonic() + SAVE_EVERY_SECONDS
+                if stop:
+                    raise KeyboardInterrupt
+        history = training.finish(fabric)
+        save(history)
+    fabric.barrier()
+    model.eval()
+    return history
+
+
+def _agreed(fabric: Fabric, loss: float, interrupted: bool) -> tuple[float, bool]:
+    """The mean loss over all processes, and whether any of them was interrupted."""
+    if fabric.world_size == 1:
+        return loss, interrupted
+    both = fabric.all_reduce(torch.tensor([loss, float(interrupted)], device=fabric.device), reduce_op="mean")
+    return float(both[0]), bool(both[1] > 0)
+
+
+def _diverged(label: str, value: float, step: int, lr: float) -> UserError:
+    return UserError(
+        f"{label}: the loss became {value} at step {step} with learning rate {lr:g}; "
+        "try a lower learning rate, and check that the inputs are finite and scaled"
+    )
+
+
+def _check(n: int, seed: int, recipe: Recipe, validate: object) -> None:
+    if n < 1:
+        raise UserError("training: there are no images to train on")
+    if seed < 0:
+        raise UserError(f"training: the seed must be 0 or more, got {seed}")
+    if validate is None and (recipe.stop_accuracy is not None or recipe.keep == "best"):
+        raise UserError("training: stop_accuracy and keep='best' need validation data; give some, or leave them out")
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _say_nothing(count: int = 1, *, note: str = "") -> None:
+    pass
