@@ -54,4 +54,6 @@ def test_names_of_arms() -> None:
     assert words.arm_label(arm("control-finetune", "control")) == "Fine-tuning"
     assert words.arm_label(arm("control-features", "control")) == "MLP on the features"
     assert words.arm_name(arm("mine", "control", title="my control")) == "my control"
+    titled = arm("control-finetune", "control", title="Base, fine-tuned")
+    assert (words.arm_name(titled), words.arm_label(titled)) == ("fine-tuning", "Base, fine-tuned")
     assert words.arm_name(arm("something", "control")) == "something"

@@ -20,16 +20,14 @@ _ARM_NAMES = {
 
 def arm_name(arm: Arm) -> str:
     """The arm inside a sentence: "the base", "fine-tuning", "GradNet"."""
-    if arm.title:
-        return arm.title
     if arm.method in METHODS:
         return METHODS[arm.method].title.partition(":")[0]
-    return _ARM_NAMES.get(arm.name, arm.name)
+    return _ARM_NAMES.get(arm.name) or arm.title or arm.name
 
 
 def arm_label(arm: Arm) -> str:
-    """The arm as a label: "Base", "Fine-tuning", "GradNet"."""
-    name = arm_name(arm).removeprefix("the ").removeprefix("an ")
+    """The arm as a label: its own title, or "Base", "Fine-tuning", "GradNet"."""
+    name = arm.title or arm_name(arm).removeprefix("the ").removeprefix("an ")
     return name[:1].upper() + name[1:]
 
 
