@@ -9,7 +9,7 @@ The page needs no network and no script to be read. A section whose file is abse
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def _context(run: Run) -> dict[str, Any]:
         "changes": [change for method in methods if (change := _change(run, method))],
         "blocks": drawing.draw_blocks(run.blocks) if run.blocks else None,
         "scatters": _scatters(run, styles),
-        "environment": list(_flat(run.environment)) if run.environment else None,
+        "environment": {name: _setting(value) for name, value in (run.environment or {}).items()},
         "config": run.config,
     }
 
@@ -198,10 +198,10 @@ def _point(arm: Arm, price: float, style: str) -> charts.Point:
     return charts.Point(words.arm_label(arm), style, price, accuracy.mean, accuracy.ci95)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as rows of dotted names and values."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _setting(value: Any) -> str:
+    """One value of environment.json as text; nested ones as a list of names and values."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_setting(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value))
+    return words.MISSING if value is None else str(value)
