@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from postgrad.data.preprocessing import Preprocessing
@@ -73,6 +74,16 @@ def load_exported(path: str | os.PathLike[str]) -> nn.Module:
     return _read_pt2(content, str(file)) if file.suffix == ".pt2" else _read_onnx(content, str(file))
 
 
+class Metadata(BaseModel):
+    """What an exported file says of itself besides the computation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preprocess: Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
+    num_parameters: int | None = None
+
+
 class ProgramNetwork(nn.Module):
     """A `torch.export` program; it is in eval mode for good."""
 
@@ -88,7 +99,7 @@ class ProgramNetwork(nn.Module):
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX graph run by onnxruntime on the CPU; its constants are no parameters of torch, but counted."""
+    """An ONNX graph run by onnxruntime on the CPU; torch sees no parameters in it, so their number is given."""
 
     def __init__(self, session: Any, num_parameters: int) -> None:
         super().__init__()
@@ -143,7 +154,7 @@ _WRITERS: dict[str, Callable[[nn.Module, Tensor], tuple[bytes, nn.Module]]] = {
 
 def _read_pt2(content: bytes, where: str) -> nn.Module:
     program, extra = read_program(content, where)
-    return _with_metadata(ProgramNetwork(program), extra[_METADATA], where)
+    return _described(ProgramNetwork(program), _parsed(extra[_METADATA], where))
 
 
 def _read_onnx(content: bytes, where: str) -> nn.Module:
@@ -155,8 +166,8 @@ def _read_onnx(content: bytes, where: str) -> nn.Module:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise UserError(f"{where}: damaged, cut off or no ONNX graph ({str(error).splitlines()[0]})") from error
-    metadata = session.get_modelmeta().custom_metadata_map.get(_METADATA, "")
-    return _with_metadata(OnnxNetwork(session, _constants(content)), metadata, where)
+    metadata = _parsed(session.get_modelmeta().custom_metadata_map.get(_METADATA, ""), where)
+    return _described(OnnxNetwork(session, metadata.num_parameters or _constants(content)), metadata)
 
 
 def _constants(content: bytes) -> int:
@@ -179,26 +190,28 @@ def _onnxruntime() -> Any:
 
 
 def _metadata(network: nn.Module) -> str:
-    preprocess = own_preprocessing(network)
-    names = getattr(network, "class_names", None)
-    return json.dumps(
-        {
-            "preprocess": preprocess.model_dump() if preprocess else None,
-            "class_names": list(names) if names is not None else None,
-        }
-    )
+    return Metadata(
+        preprocess=own_preprocessing(network),
+        class_names=getattr(network, "class_names", None),
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+    ).model_dump_json()
 
 
-def _with_metadata(network: nn.Module, metadata: str, where: str) -> nn.Module:
+def _parsed(metadata: str, where: str) -> Metadata:
+    """What the file says of itself; nothing where another program made it."""
     try:
         content = json.loads(metadata or "{}")
     except ValueError as error:
         raise UserError(f"{where}: its metadata are not readable as JSON ({error})") from error
-    if content.get("preprocess") is not None:
-        preprocess = validated(Preprocessing, content["preprocess"], source=where)
-        set_preprocessing(network, preprocess, "the exported file")
-    if content.get("class_names") is not None:
-        object.__setattr__(network, "class_names", tuple(str(name) for name in content["class_names"]))
+    return validated(Metadata, content if isinstance(content, dict) else {}, source=where)
+
+
+def _described(network: nn.Module, metadata: Metadata) -> nn.Module:
+    """The network with its preprocessing and class names as attributes, where they are known."""
+    if metadata.preprocess is not None:
+        set_preprocessing(network, metadata.preprocess, "the exported file")
+    if metadata.class_names is not None:
+        object.__setattr__(network, "class_names", metadata.class_names)
     return network
 
 

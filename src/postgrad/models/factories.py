@@ -36,13 +36,17 @@ def find_factory(spec: str) -> Factory:
     with the place.
     """
     place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise UserError(f"{spec!r} names no factory; write it as pkg.mod:factory or file.py:factory")
     module = _module_of_file(Path(place).expanduser()) if is_file_factory(spec) else _module_by_name(place)
     factory = getattr(module, name, None)
     if factory is None:
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown_name(f"factory in {place}", name, public)
     if not callable(factory):
-        raise UserError(f"{spec} is a {type(factory).__name__}, not a function or class that makes a network")
+        raise UserError(
+            f"{spec} is an object of type {type(factory).__name__}, not a function or class that makes a network"
+        )
     return factory
 
 
@@ -55,7 +59,9 @@ def call_factory(factory: Factory, spec: str, arguments: Mapping[str, Any], kwar
     with _told(spec):
         model = factory(**{**accepted, **kwargs})
     if not isinstance(model, nn.Module):
-        raise UserError(f"{spec} returned a {type(model).__name__}; a factory must return a torch.nn.Module")
+        raise UserError(
+            f"{spec} returned an object of type {type(model).__name__}; a factory must return a torch.nn.Module"
+        )
     return model
 
 
