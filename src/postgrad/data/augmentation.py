@@ -106,8 +106,8 @@ def views(images: Tensor, preprocessing: Preprocessing, count: int, *, augmentat
     >>> probabilities = sum(network(view).softmax(1) for view in ten) / 10
 
     Each view is float32 (N, C, h, w). They differ by where the crop lies; with `augmentation.flip` a mirror image
-    follows each. Crops spread evenly over the room there is. Where there is none, images are shifted, by one pixel first,
-    and filled up with zeros if training padded with zeros, otherwise with the pixels of the edge.
+    follows each. Crops spread evenly over the room there is. Where there is none, images are shifted, by one pixel
+    first, and filled up with zeros if training padded with zeros, otherwise with the pixels of the edge.
     """
     if count < 1:
         raise UserError(f"views: expected at least one, got {count}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from postgrad.data.containers import Found, Images
 from postgrad.errors import UserError
 
-_SLICE = 4096
+_SLICE = 256
 
 
 def check(found: Found, name: str) -> tuple[str, ...]:
@@ -30,10 +30,11 @@ def _check_labels(labels: Tensor, num_classes: int, where: str) -> None:
     if len(labels) == 0:
         raise UserError(f"{where}: no images; give at least one")
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
+    if low < 0:
+        raise UserError(f"{where}: label {low} is negative; number the classes from 0")
+    if high >= num_classes:
         raise UserError(
-            f"{where}: labels go from {low} to {high}, expected 0 to {num_classes - 1} for {num_classes} classes; "
-            f"renumber them"
+            f"{where}: label {high} is out of range; there are {num_classes} classes, 0 to {num_classes - 1}"
         )
 
 

@@ -9,8 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from postgrad.data.cache import nameless_file
 from postgrad.data.preprocessing import Augmentation, Preprocessing
 from postgrad.errors import UserError
+
+_SLICE = 256
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,13 @@ class Images:
 
     >>> images.subset(torch.tensor([0, 5, 7])).images.shape
     torch.Size([3, 3, 32, 32])
+
+    `mapped` says that the images lie in a file, since they are more than memory should hold; so do their subsets.
     """
 
     images: Tensor
     labels: Tensor
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -43,8 +49,15 @@ class Images:
         if first >= 0 and torch.equal(chosen, torch.arange(first, first + count)):
             if first + count > len(self):
                 raise IndexError(f"index {first + count - 1} is out of range for {len(self)} images")
-            return Images(self.images[first : first + count], self.labels[first : first + count])
-        return Images(self.images[chosen], self.labels[chosen])
+            return Images(self.images[first : first + count], self.labels[first : first + count], self.mapped)
+        images = self._copied_to_file(chosen) if self.mapped else self.images[chosen]
+        return Images(images, self.labels[chosen], self.mapped)
+
+    def _copied_to_file(self, chosen: Tensor) -> Tensor:
+        target = nameless_file((len(chosen), *self.images.shape[1:]))
+        for start in range(0, len(chosen), _SLICE):
+            target[start : start + _SLICE] = self.images[chosen[start : start + _SLICE]].numpy()
+        return torch.from_numpy(target)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one image."""
-        images = self.train or self.test
+        images = self.test if self.train is None else self.train
         assert images is not None, "a data set has at least one part"
         channels, height, width = images.images.shape[1:]
         return channels, height, width

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from postgrad.data.cache import cache_folder
 from postgrad.data.checks import check
 from postgrad.data.containers import Dataset, Found, Images
+from postgrad.data.folder import read_folder
 from postgrad.data.names import DATASETS
+from postgrad.data.npz import read_npz
 from postgrad.data.preprocessing import Augmentation, Preprocessing
 from postgrad.data.sources import SOURCES, read_source
 from postgrad.data.splits import limited, stratified_split
@@ -22,7 +25,7 @@ __all__ = ["DATASETS", "Dataset", "Images", "load_dataset"]
 
 _TEST_FRACTION = 0.2
 _SAMPLE = 10_000
-_SLICE = 4096
+_SLICE = 256
 
 
 def load_dataset(
@@ -62,7 +65,7 @@ def load_dataset(
         train, test = _with_test_part(train)
         notes.append(f"{spec}: no test part; {len(test)} images (a fifth, stratified) are set aside as one.")
     if limit is not None:
-        train, test = (part and limited(part, limit) for part in (train, test))
+        train, test = (None if part is None else limited(part, limit) for part in (train, test))
     fingerprint, duplicates = _digest(train, test)
     if duplicates:
         assert test is not None
@@ -73,7 +76,7 @@ def load_dataset(
         train=train,
         test=test,
         class_names=found.class_names,
-        preprocess=source.preprocess if source else _measured(train or test),
+        preprocess=source.preprocess if source else _measured(test if train is None else train),
         augmentation=source.augmentation if source else Augmentation(),
         prescribed_order=source is not None,
         fingerprint=fingerprint,
@@ -87,11 +90,6 @@ def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
     return Path(named).expanduser() if named else cache_folder() / "data"
 
 
-def cache_folder() -> Path:
-    """The user's cache folder for this program."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "postgrad"
-
-
 def _read(
     spec: str, kind: str, value: str, data_dir: str | os.PathLike[str] | None, size: int | None, budget: int
 ) -> Found:
@@ -99,6 +97,10 @@ def _read(
         return _digits()
     if spec in SOURCES:
         return read_source(spec, data_folder(data_dir))
+    if kind == "folder" and value:
+        return read_folder(Path(value).expanduser(), size=size, budget=budget)
+    if kind == "npz" and value:
+        return read_npz(Path(value).expanduser(), budget=budget)
     raise unknown_name("data set", spec, DATASETS)
 
 
@@ -137,8 +139,9 @@ def _digest(train: Images | None, test: Images | None) -> tuple[str, int]:
 def _measured(images: Images | None) -> Preprocessing:
     """Standardisation by the mean and deviation of each channel, over an even sample of the images."""
     assert images is not None
-    sample = images.images[:: max(1, len(images) // _SAMPLE)].movedim(1, 0).flatten(1)
-    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in sample]).double()
+    counts = torch.zeros(images.images.shape[1], 256, dtype=torch.float64)
+    for chunk in images.images[:: max(1, len(images) // _SAMPLE)].split(_SLICE):
+        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in chunk.unbind(1)])
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = counts @ values / counts.sum(1)
     std = (counts @ values.square() / counts.sum(1) - mean.square()).clamp(min=0).sqrt()

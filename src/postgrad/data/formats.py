@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
-import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from postgrad.data.npz import read_array
 from postgrad.errors import UserError
 
 Bytes = NDArray[np.uint8]
@@ -128,11 +128,7 @@ def damaged(path: Path, how: str) -> UserError:
 
 
 def _one_array(path: Path) -> Bytes:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            array: Bytes = archive["arr_0"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise damaged(path, f"no array `arr_0` could be read ({error})") from error
+    array = read_array(path, "arr_0")
     if array.dtype != np.uint8:
         raise damaged(path, f"its array is {array.dtype}, expected uint8")
     return array
