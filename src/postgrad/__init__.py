@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from postgrad._loading import load as load
     from postgrad.errors import UserError as UserError
+    from postgrad.gradients import per_sample_gradients as per_sample_gradients
+    from postgrad.methods.gradient_features import GradientFeatures as GradientFeatures
+    from postgrad.methods.gradnet import GradNet as GradNet
     from postgrad.models.checkpoints import save as save
     from postgrad.models.registry import create_model as create_model
 
 _PUBLIC = {
+    "GradNet": "postgrad.methods.gradnet",
+    "GradientFeatures": "postgrad.methods.gradient_features",
     "UserError": "postgrad.errors",
     "create_model": "postgrad.models.registry",
     "load": "postgrad._loading",
+    "per_sample_gradients": "postgrad.gradients",
     "save": "postgrad.models.checkpoints",
 }
 """Public name -> the module it lives in; imported on first use, so that `import postgrad` takes no time."""
 
-__all__ = ["UserError", "create_model", "load", "save"]
+__all__ = ["GradNet", "GradientFeatures", "UserError", "create_model", "load", "per_sample_gradients", "save"]
 
 
 def __getattr__(name: str) -> Any:
