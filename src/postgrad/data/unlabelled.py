@@ -41,8 +41,8 @@ def load_images(
     'holiday/0001.jpg'
 
     `folder:DIR` is every picture anywhere below DIR, by path; `npz:FILE` its `x_test` (or else `x_train`) and a
-    published data set its test part, both by number from 0. `limit` takes the first so many. `channels` (1 or 3) makes pictures
-    grey or coloured; default: what they are. The other parameters are those of `load_dataset`.
+    published data set its test part, both by number from 0. `limit` takes the first so many. `channels` (1 or 3)
+    makes pictures grey or coloured; default: what they are. The other parameters are those of `load_dataset`.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit: expected at least 1, got {limit}")

@@ -1,0 +1,63 @@
+"""Small files in the formats in which image data comes, and the place of the real ones."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+_FOLDERS = [
+    Path(folder)
+    for folder in (os.environ.get("POSTGRAD_DATA"), Path(__file__).resolve().parents[3] / "shared" / "data")
+    if folder
+]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the published data sets, as they were downloaded."""
+    found = next((folder for folder in _FOLDERS if folder.is_dir()), None)
+    if found is None:
+        pytest.skip(f"no published data: neither of {[str(folder) for folder in _FOLDERS]} exists; set POSTGRAD_DATA")
+    return found
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write unsigned bytes as IDX, gzipped if the name says so."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(side).to_bytes(4, "big") for side in array.shape)
+    content = header + array.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_cifar(path: Path, images: np.ndarray, labels: Sequence[int], key: str = "labels") -> None:
+    """Write a batch as CIFAR has them: rows of 3,072 bytes, red then green then blue."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    batch = {"data": images.reshape(len(images), 3072), key: [int(label) for label in labels], "batch_label": "one"}
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path, rng: np.random.Generator) -> Callable[..., Path]:
+    """Make a folder of random PNG pictures: `picture_folder({"cat": 5, "dog": 5}, shape=(10, 12, 3))`."""
+
+    def make(classes: dict[str, int], shape: tuple[int, ...] = (10, 12, 3), root: str = "pictures") -> Path:
+        for name, count in classes.items():
+            (tmp_path / root / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / root / name / f"{number:03}.png")
+        return tmp_path / root
+
+    return make
