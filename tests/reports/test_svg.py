@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postgrad.reports.svg import Scale, scale, spread, tag
+from postgrad.reports.svg import Scale, place_labels, scale, tag
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -51,14 +51,15 @@ def test_equal_values_still_make_a_scale(values: list[float]) -> None:
         assert scale(values, 0, 100, log=True)(values[0]) == pytest.approx(50)
 
 
-@given(st.lists(st.floats(0, 200), min_size=1, max_size=8))
-def test_labels_are_moved_apart_in_order(positions: list[float]) -> None:
-    placed = spread(positions, 14, 0, 200)
-    in_order = sorted(placed)
-    assert all(b - a >= 14 - 1e-6 for a, b in itertools.pairwise(in_order))
-    assert in_order[0] >= -1e-6
-    assert in_order[-1] <= 200 + 1e-6
+@given(st.lists(st.tuples(st.floats(0, 400), st.floats(0, 240)), min_size=1, max_size=6))
+def test_names_never_cover_each_other_and_stay_inside(dots: list[tuple[float, float]]) -> None:
+    labels = place_labels(dots, ["fine-tuning"] * len(dots), 0, 400, 0, 240)
+    assert all(label.inside(0, 400, 0, 240) for label in labels)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(labels, 2))
 
 
-def test_labels_that_do_not_collide_stay() -> None:
-    assert spread([10, 60, 30], 14, 0, 200) == [10, 60, 30]
+def test_a_name_alone_stands_right_of_its_dot_and_left_at_the_edge() -> None:
+    (label,) = place_labels([(50, 100)], ["base"], 0, 400, 0, 240)
+    assert (label.x, label.y, label.anchor) == (60, 100, "start")
+    (label,) = place_labels([(390, 100)], ["base"], 0, 400, 0, 240)
+    assert (label.x, label.y, label.anchor) == (380, 100, "end")

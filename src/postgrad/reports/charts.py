@@ -14,7 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from postgrad.evaluation.metrics import Reliability
-from postgrad.reports.svg import Scale, picture, polyline, scale, spread, tag, x_axis, y_axis
+from postgrad.reports.svg import Scale, picture, place_labels, polyline, scale, tag, x_axis, y_axis
 
 WIDTH, HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 428, 12, 246
@@ -54,12 +54,17 @@ def as_number(value: float) -> str:
 
 
 def line_chart(
-    series: Sequence[Series], *, what: str, x_label: str, written: Callable[[float], str] = as_number
+    series: Sequence[Series],
+    *,
+    what: str,
+    x_label: str,
+    written: Callable[[float], str] = as_number,
+    log: bool = False,
 ) -> Markup:
-    """Lines over a common axis, such as accuracy or loss against seconds."""
+    """Lines over a common axis, such as accuracy or loss against seconds; with `log` the values must be positive."""
     lines = [_thinned(s) for s in series]
     x = scale([v for s in lines for v in (s.x.min(), s.x.max())], _LEFT, _RIGHT, margin=0.02)
-    y = scale([v for s in lines for v in (s.y.min(), s.y.max())], _BOTTOM, _TOP)
+    y = scale([v for s in lines for v in (s.y.min(), s.y.max())], _BOTTOM, _TOP, log=log)
     last = ", ".join(f"{s.label} ends at {written(float(s.y[-1]))}" for s in series)
     drawn = [_line(s, x, y) for s in sorted(lines, key=_on_top)]
     return picture(
@@ -77,30 +82,18 @@ def scatter(points: Sequence[Point], *, x_label: str) -> Markup:
     x = scale([p.x for p in points], _LEFT, _RIGHT, log=True)
     ends = [v for p in points for v in (p.y, *(p.interval or ()))]
     y = scale(ends, _BOTTOM, _TOP)
-    pixels = [(x(p.x), y(p.y)) for p in points]
-    middle = (_LEFT + _RIGHT) / 2
-    labels_at = [0.0] * len(points)
-    for side in (True, False):
-        here = [i for i, (px, _) in enumerate(pixels) if (px > middle) == side]
-        for i, at in zip(here, spread([pixels[i][1] for i in here], 14, _TOP + 6, _BOTTOM - 4), strict=True):
-            labels_at[i] = at
+    points = sorted(points, key=_on_top)
+    dots = [(x(p.x), y(p.y)) for p in points]
+    labels = place_labels(dots, [p.label for p in points], _LEFT, WIDTH, _TOP, _BOTTOM)
     parts = []
-    for point, (px, py), label_y in sorted(zip(points, pixels, labels_at, strict=True), key=lambda p: _on_top(p[0])):
+    for point, (px, py), at in zip(points, dots, labels, strict=True):
         if point.interval:
             low, high = (y(v) for v in point.interval)
             parts.append(tag("line", x1=px, x2=px, y1=low, y2=high, class_=f"whisker {point.style}"))
+        if at.y != py:
+            parts.append(tag("line", x1=px, y1=py, x2=at.x, y2=at.y, class_="leader"))
         parts.append(tag("circle", cx=px, cy=py, r=4.5, class_=f"dot {point.style}"))
-        left = px > middle
-        parts.append(
-            tag(
-                "text",
-                point.label,
-                x=px - 9 if left else px + 9,
-                y=label_y + 4,
-                class_=f"name {point.style}",
-                text_anchor="end" if left else "start",
-            )
-        )
+        parts.append(tag("text", point.label, x=at.x, y=at.y + 4, class_=f"name {point.style}", text_anchor=at.anchor))
     said = "; ".join(f"{p.label}: {as_number(p.x)}, {as_percent(p.y)}" for p in points)
     return picture(
         WIDTH,

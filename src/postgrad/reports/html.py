@@ -27,6 +27,9 @@ from postgrad.reports.schema import Arm, Cost, Metric
 _HERE = Path(__file__).parent
 _METRICS = {"accuracy": "Accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier", "aurc": "AURC"}
 
+_SMALLEST_LOSS = 1e-4
+"""Losses are drawn on a logarithmic axis, which ends here."""
+
 
 def render(directory: str | os.PathLike[str]) -> Path:
     """Write `report.html` into a run directory and return its path.
@@ -72,6 +75,8 @@ def _context(run: Run) -> dict[str, Any]:
         "scatters": _scatters(run, styles),
         "environment": {name: _setting(value) for name, value in (run.environment or {}).items()},
         "config": run.config,
+        "repeat": f"postgrad {results.command.removeprefix('postgrad ').split()[0]} --recipe config.yaml",
+        "notes": list(dict.fromkeys(results.data.notes + results.notes)),
     }
 
 
@@ -118,7 +123,8 @@ def _learning_curves(run: Run, styles: Mapping[str, str]) -> list[tuple[str, Mar
         lines = [line for arm in run.results.arms if (line := _series(run, arm, column, styles[arm.name]))]
         if lines:
             x_label = "seconds of training" if _in_seconds(run) else "steps"
-            result.append((what, charts.line_chart(lines, what=what, x_label=x_label, written=written)))
+            chart = charts.line_chart(lines, what=what, x_label=x_label, written=written, log=column == "loss")
+            result.append((what, chart))
     return result
 
 
@@ -129,6 +135,8 @@ def _series(run: Run, arm: Arm, column: str, style: str) -> charts.Series | None
     if x is None or y is None:
         return None
     known = np.isfinite(x) & np.isfinite(y)
+    if column == "loss":
+        y = np.maximum(y, _SMALLEST_LOSS)
     return charts.Series(words.arm_label(arm), style, x[known], y[known]) if known.any() else None
 
 

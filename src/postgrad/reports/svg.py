@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+_LINE_HEIGHT = 14
+_LETTER_WIDTH = 7.0
+_DOT = 5
+
 
 def tag(name: str, *children: str, **attributes: str | float | None) -> Markup:
     """One element; text is escaped, and `class_` and `stroke_width` become `class` and `stroke-width`.
@@ -88,18 +92,44 @@ def y_axis(scale: Scale, left: float, right: float, written: Callable[[float], s
     return join(parts)
 
 
-def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move positions apart until neighbours are `gap` from each other, within low … high where that is possible."""
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    placed = [0.0] * len(positions)
-    floor = low
-    for i in order:
-        placed[i] = max(positions[i], floor)
-        floor = placed[i] + gap
-    ceiling = high
-    for i in reversed(order):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
+@dataclass(frozen=True)
+class Label:
+    """Where a name goes: the point that its text starts (or ends, with anchor "end") at, on its middle line."""
+
+    x: float
+    y: float
+    anchor: str
+    width: float
+
+    def overlaps(self, other: Label) -> bool:
+        """Whether two names would cover each other."""
+        left, other_left = (label.x - label.width * (label.anchor == "end") for label in (self, other))
+        apart = left + self.width <= other_left or other_left + other.width <= left
+        return not apart and abs(self.y - other.y) < _LINE_HEIGHT
+
+    def inside(self, left: float, right: float, top: float, bottom: float) -> bool:
+        """Whether the whole name lies in this rectangle."""
+        start = self.x - self.width * (self.anchor == "end")
+        return left <= start and start + self.width <= right and top <= self.y <= bottom
+
+
+def place_labels(
+    dots: Sequence[tuple[float, float]], names: Sequence[str], left: float, right: float, top: float, bottom: float
+) -> list[Label]:
+    """Put each name beside its dot, as near as it can be without covering a dot or another name."""
+    taken = [Label(x - _DOT, y, "start", 2 * _DOT) for x, y in dots]
+    placed = []
+    for (x, y), name in zip(dots, names, strict=True):
+        width = _LETTER_WIDTH * len(name)
+        candidates = [
+            Label(x + 2 * _DOT * (1 if anchor == "start" else -1), y + shift, anchor, width)
+            for shift in sorted(range(-8 * _LINE_HEIGHT, 9 * _LINE_HEIGHT, _LINE_HEIGHT // 2), key=abs)
+            for anchor in ("start", "end")
+        ]
+        fitting = [label for label in candidates if label.inside(left, right, top, bottom)]
+        free = (label for label in fitting if not any(label.overlaps(other) for other in taken))
+        placed.append(next(free, (fitting or candidates)[0]))
+        taken.append(placed[-1])
     return placed
 
 
