@@ -31,7 +31,9 @@ def load_checkpoint(directory: Path, settings: Mapping[str, Any]) -> dict[str, A
         content = torch.load(path, map_location="cpu", weights_only=True)
         stored, form = content["settings"], content["format"]
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read; delete it to start anew ({error})") from error
+        raise UserError(
+            f"{path} is not a checkpoint that can be read; delete it to start anew ({type(error).__name__})"
+        ) from error
     if form != FORMAT:
         raise UserError(f"{path} has format {form}, this version reads {FORMAT}; delete it to start anew")
     changed = [

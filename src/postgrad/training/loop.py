@@ -68,11 +68,11 @@ def train(
 
     A loss that is not finite, settings that are not those of the checkpoint, and a full disk are `UserError`s.
     """
-    _check(n, seed, recipe, validate)
-    settings = {"n": n, "seed": seed, **recipe.model_dump(exclude={"epochs", "steps", "budget"})}
+    _check(n, seed, recipe, validate, fabric)
+    settings = {"n": int(n), "seed": int(seed), **recipe.model_dump(exclude={"epochs", "steps", "budget"})}
     saved = load_checkpoint(directory, settings) if resume and directory is not None else None
     if saved is not None:
-        check_length(recipe, n, total=saved["position"]["total"], budget=saved["budget"])
+        check_length(recipe, n, total=saved["total"], budget=saved["budget"])
         if saved["history"] is not None:
             load_weights(model.eval(), saved["model"])
             return History(**saved["history"])
@@ -105,8 +105,9 @@ def train(
 
     def save(history: History | None = None) -> None:
         if directory is not None and fabric.is_global_zero:
-            finished = None if history is None else asdict(history)
-            save_checkpoint(directory, settings, {**training.state_dict(), "budget": budget, "history": finished})
+            state = training.state_dict() if history is None else {"model": model.state_dict()}
+            plan = {"total": training.position.total, "budget": budget}
+            save_checkpoint(directory, settings, {**plan, **state, "history": history and asdict(history)})
 
     main = fabric.is_global_zero
     with (
@@ -119,15 +120,15 @@ def train(
             training.load_state_dict(saved)
         else:
             training.start(planned_steps(recipe, n, fabric, training, take_step, measure))
+            save()
         now = training.position
-        save()
         save_due = time.monotonic() + SAVE_EVERY_SECONDS
         with progress(label, now.total, start=now.step) if main else contextlib.nullcontext(_say_nothing) as advance:
             while now.step < now.total and not now.reached_target:
                 lr = float(optimizer.param_groups[0]["lr"])
                 value, stop = _agreed(fabric, float(take_step(now.step)), interrupted())
                 if not math.isfinite(value):
-                    raise _diverged(label, value, now.step, lr)
+                    raise _diverged(label, value, now.step + 1, lr)
                 training.advance(value)
                 if after_step is not None:
                     after_step()
@@ -161,13 +162,16 @@ def _diverged(label: str, value: float, step: int, lr: float) -> UserError:
     )
 
 
-def _check(n: int, seed: int, recipe: Recipe, validate: object) -> None:
+def _check(n: int, seed: int, recipe: Recipe, validate: object, fabric: Fabric | None) -> None:
     if n < 1:
         raise UserError("training: there are no images to train on")
     if seed < 0:
         raise UserError(f"training: the seed must be 0 or more, got {seed}")
     if validate is None and (recipe.stop_accuracy is not None or recipe.keep == "best"):
         raise UserError("training: stop_accuracy and keep='best' need validation data; give some, or leave them out")
+    given = recipe.precision if fabric is None else fabric.strategy.precision.precision
+    if given != recipe.precision:
+        raise UserError(f"training: the recipe's precision is {recipe.precision}, that of its fabric is {given}")
 
 
 def _device_of(model: nn.Module) -> torch.device:

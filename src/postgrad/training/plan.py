@@ -8,7 +8,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from postgrad.errors import UserError
-from postgrad.training.clock import Stopwatch, parse_duration
+from postgrad.training.clock import parse_duration
 from postgrad.training.recipe import Recipe
 from postgrad.training.state import Training, copy_of_weights
 
@@ -32,18 +32,16 @@ def planned_steps(
 
     Undoing them makes a training by budget the same, bit for bit, as one whose recipe gives that number of steps.
     """
-    fixed = recipe.fixed_steps(n)
-    if fixed is not None or recipe.budget is None:
-        return fixed or 1
+    if recipe.budget is None:
+        return recipe.fixed_steps(n)
     with _undone(training):
-        steps = steps_within(
+        return steps_within(
             parse_duration(recipe.budget),
-            watch=training.watch,
+            clock=lambda: float(fabric.broadcast(training.watch.cpu_seconds)),  # all processes decide by one clock
             take_step=take_step,
             validate=validate,
             interval=recipe.validation_interval(n),
         )
-    return int(fabric.broadcast(steps))
 
 
 def check_length(recipe: Recipe, n: int, *, total: int, budget: str | None) -> None:
@@ -51,8 +49,7 @@ def check_length(recipe: Recipe, n: int, *, total: int, budget: str | None) -> N
 
     A number of steps may take the place of the budget that it came from.
     """
-    wanted = recipe.fixed_steps(n)
-    if wanted is not None and wanted != total:
+    if recipe.budget is None and (wanted := recipe.fixed_steps(n)) != total:
         raise UserError(f"the checkpoint is of a training of {total} steps, not {wanted}; choose another directory")
     if recipe.budget is not None and recipe.budget != budget:
         raise UserError(
@@ -63,7 +60,7 @@ def check_length(recipe: Recipe, n: int, *, total: int, budget: str | None) -> N
 def steps_within(
     seconds: float,
     *,
-    watch: Stopwatch,
+    clock: Callable[[], float],
     take_step: Callable[[int], object],
     validate: Callable[[], object],
     interval: int,
@@ -71,18 +68,18 @@ def steps_within(
     """Steps that fit into `seconds`, with a validation every `interval` steps and one at the end; at least 1.
 
     Ten steps after two for warming up are timed, fewer where they would take a fifth of the budget, and one validation.
-    `watch` runs since the training began, so that this timing is part of the budget.
+    `clock` gives the seconds since the training began, so that this timing is part of the budget.
     """
-    marks = [watch.cpu_seconds]
+    marks = [clock()]
     for step in range(_WARM_UP + _TIMED):
         take_step(step)
-        marks.append(watch.cpu_seconds)
+        marks.append(clock())
         if marks[-1] > _TIMING_SHARE * seconds:
             break
     timed = marks[_WARM_UP:] if len(marks) > _WARM_UP + 1 else marks
     per_step = (timed[-1] - timed[0]) / (len(timed) - 1)
     validate()
-    now = watch.cpu_seconds
+    now = clock()
     per_validation = now - marks[-1]
     return max(1, int((seconds - now - per_validation) / max(per_step + per_validation / interval, 1e-9)))
 

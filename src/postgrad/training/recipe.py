@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 from torch import nn
@@ -24,6 +25,9 @@ from postgrad.training.optimizers import (
 from postgrad.validation import mistakes, read_yaml, validated
 
 VALIDATE_EVERY_WITH_TARGET = 50
+
+
+Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
 
 
 class Recipe(BaseModel):
@@ -63,7 +67,7 @@ class Recipe(BaseModel):
     stop_accuracy: float | None = None
     validate_every: PositiveInt | None = None
     keep: Literal["last", "best"] = "last"
-    precision: str = "32-true"
+    precision: Precision = "32-true"
 
     def __init__(self, **settings: Any) -> None:
         try:
@@ -75,6 +79,12 @@ class Recipe(BaseModel):
     def from_yaml(cls, path: str | Path) -> Self:
         """Read a recipe; each mistake in it is named in one `UserError`."""
         return validated(cls, read_yaml(path), source=str(path))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_numbers(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """numpy's numbers become Python's, since a checkpoint holds nothing else."""
+        return {name: _plain(value) for name, value in settings.items()}
 
     @field_validator("budget")
     @classmethod
@@ -127,10 +137,11 @@ class Recipe(BaseModel):
         """Steps in which each of `n` images is seen once; the last may be a smaller batch."""
         return math.ceil(n / self.batch_size)
 
-    def fixed_steps(self, n: int) -> int | None:
-        """Steps in all on `n` images; None for a time budget, which does not say."""
-        if self.steps is not None or self.epochs is None:
+    def fixed_steps(self, n: int) -> int:
+        """Steps in all on `n` images, of a recipe that gives steps or epochs."""
+        if self.steps is not None:
             return self.steps
+        assert self.epochs is not None, "a time budget does not say how many steps"
         return max(1, round(self.epochs * self.steps_per_epoch(n)))
 
     def validation_interval(self, n: int) -> int:
@@ -138,3 +149,11 @@ class Recipe(BaseModel):
         if self.validate_every is not None:
             return self.validate_every
         return self.steps_per_epoch(n) if self.stop_accuracy is None else VALIDATE_EVERY_WITH_TARGET
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value

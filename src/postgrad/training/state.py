@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -158,4 +159,4 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"the checkpoint is of another network: {error}") from error
+        raise UserError(f"the checkpoint is of another network: {textwrap.shorten(str(error), 300)}") from error
