@@ -95,6 +95,12 @@ def test_entries_that_do_not_belong_are_refused(archive: bytes, entry: str) -> N
         read_program(rewritten(archive, **{entry: b"{}"}), "net.pt2")
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_an_entry_that_is_there_twice_is_refused(archive: bytes) -> None:
+    with pytest.raises(UserError, match="an entry that is there twice"):
+        read_program(rewritten(archive, **{"archive/models/model.json": b"{}"}), "net.pt2")
+
+
 class Payload:
     def __reduce__(self) -> Any:
         return pytest.fail, ("the program ran code",)

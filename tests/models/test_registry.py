@@ -45,6 +45,7 @@ def test_every_parameter_gets_a_gradient(spec: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own, of torch.jit
 @pytest.mark.parametrize("spec", list(BUILT_IN))
 def test_compiles(spec: str) -> None:
     network = create_model(spec, num_classes=5).eval()
