@@ -98,7 +98,7 @@ TWO_PROCESSES = """
     )
     print(json.dumps({"rank": fabric.global_rank, "world": fabric.world_size, "steps": history.steps,
                       "losses": [row["loss"] for row in history.rows], "best": history.best_metrics,
-                      "cpu": history.cpu_seconds, "weights": torch.cat([p.flatten() for p in model.parameters()]).tolist()}))
+                      "weights": torch.cat([p.flatten() for p in model.parameters()]).tolist()}))
 """
 
 

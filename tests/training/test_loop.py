@@ -21,7 +21,7 @@ def hand_written_loop(problem, *, steps, batch_size, seed):
     """Plain torch, sharing with the loop only how a seed is derived from seed, purpose and number."""
 
     def derived(*key):
-        return int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
+        return np.random.SeedSequence((seed, *key)).generate_state(2).tolist()
 
     model = problem.model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -32,10 +32,11 @@ def hand_written_loop(problem, *, steps, batch_size, seed):
         for step in range(steps):
             epoch, position = divmod(step, per_epoch)
             if position == 0:
-                order = torch.randperm(len(problem.x), generator=torch.Generator().manual_seed(derived(0, epoch)))
+                order = torch.randperm(len(problem.x), generator=torch.Generator().manual_seed(derived(0, epoch)[0]))
             indices = order[position * batch_size :][:batch_size]
-            batch = problem.make_batch(indices, torch.Generator().manual_seed(derived(1, step, 0)))
-            torch.manual_seed(derived(2, step, 0))
+            for_augmentation, for_network = derived(1, step, 0)
+            batch = problem.make_batch(indices, torch.Generator().manual_seed(for_augmentation))
+            torch.manual_seed(for_network)
             optimizer.zero_grad()
             F.cross_entropy(model(batch[0]), batch[1]).backward()
             optimizer.step()

@@ -16,8 +16,7 @@ class _Stream(IntEnum):
     """Keeps the random numbers of different purposes apart."""
 
     ORDER = 0
-    AUGMENTATION = 1
-    NETWORK = 2
+    STEP = 1
 
 
 class Batches:
@@ -46,11 +45,12 @@ class Batches:
         """Indices (≤ batch_size,), the generator for augmentation, and the weight; seeds torch's own generators too."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.Generator().manual_seed(self._derived(_Stream.ORDER, epoch))
+            order = torch.Generator().manual_seed(self._derived(_Stream.ORDER, epoch)[0])
             self._order, self._epoch = torch.randperm(self._n, generator=order), epoch
         indices = self._order[position * self._batch_size : (position + 1) * self._batch_size]
-        self._generator.manual_seed(self._derived(_Stream.AUGMENTATION, step, self._rank))
-        self._seed_network(self._derived(_Stream.NETWORK, step, self._rank))
+        for_augmentation, for_network = self._derived(_Stream.STEP, step, self._rank)
+        self._generator.manual_seed(for_augmentation)
+        self._seed_network(for_network)
         mine, weight = self._slice(indices)
         return mine, self._generator, weight
 
@@ -68,9 +68,9 @@ class Batches:
         if self._device.type != "cpu":
             torch.get_device_module(self._device).manual_seed(seed)
 
-    def _derived(self, *key: int) -> int:
-        """A seed of 32 bits, as many as torch's generator takes on the processor."""
-        return int(np.random.SeedSequence((self._seed, *key)).generate_state(1)[0])
+    def _derived(self, *key: int) -> list[int]:
+        """Two seeds of 32 bits, as many as torch's generator takes on the processor."""
+        return np.random.SeedSequence((self._seed, *key)).generate_state(2).tolist()
 
 
 @contextlib.contextmanager
