@@ -28,7 +28,9 @@ def read_manifest(path: str | os.PathLike[str], kind: str | None = None) -> dict
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} holds no saved classifier (no manifest.json); give a directory that was saved") from None
+        raise UserError(
+            f"{path} holds no saved classifier (no manifest.json); give a directory that was saved"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}; save the classifier again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

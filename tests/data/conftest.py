@@ -28,19 +28,30 @@ def real_data() -> Path:
     return found
 
 
-def write_idx(path: Path, array: np.ndarray) -> None:
+@pytest.fixture(scope="session")
+def write_idx() -> Callable[[Path, np.ndarray], None]:
     """Write unsigned bytes as IDX, gzipped if the name says so."""
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(side).to_bytes(4, "big") for side in array.shape)
-    content = header + array.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+    def write(path: Path, array: np.ndarray) -> None:
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(int(side).to_bytes(4, "big") for side in array.shape)
+        content = header + array.astype(np.uint8).tobytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+    return write
 
 
-def write_cifar(path: Path, images: np.ndarray, labels: Sequence[int], key: str = "labels") -> None:
+@pytest.fixture(scope="session")
+def write_cifar() -> Callable[..., None]:
     """Write a batch as CIFAR has them: rows of 3,072 bytes, red then green then blue."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    batch = {"data": images.reshape(len(images), 3072), key: [int(label) for label in labels], "batch_label": "one"}
-    path.write_bytes(pickle.dumps(batch, protocol=2))
+
+    def write(path: Path, images: np.ndarray, labels: Sequence[int], key: str = "labels") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = images.reshape(len(images), 3072)
+        batch = {"data": rows, key: [int(label) for label in labels], "batch_label": "one"}
+        path.write_bytes(pickle.dumps(batch, protocol=4))
+
+    return write
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Print the lists."""
-    lists = {
+    lists: dict[str, Mapping[str, str | dict[str, str]]] = {
         "methods": {name: _facts(method) for name, method in METHODS.items()},
         "models": {**BUILT_IN, **FORMS},
         "data": DATASETS,

@@ -10,8 +10,10 @@ from typing import Any
 from postgrad.cli.console import say
 from postgrad.cli.options import ModelOptions
 from postgrad.data.preprocessing import Augmentation, Preprocessing
-from postgrad.errors import UserError
+from postgrad.errors import UserError, unknown_name
+from postgrad.models.names import BUILT_IN, FORMS
 from postgrad.models.preprocessing import resolve_preprocessing
+from postgrad.models.source import source_of
 
 EXPORTED = (".pt2", ".onnx")
 
@@ -28,9 +30,22 @@ class Pictures:
 
 
 def is_saved(model: str) -> bool:
-    """Whether `--model` names something on disk that holds all it needs: a run, an arm, an exported file."""
+    """Whether `--model` names something on disk that holds all it needs: a run, an arm, an exported file.
+
+    What is neither that nor the name of a network is a `UserError`.
+    """
     path = Path(model).expanduser()
-    return path.is_dir() or path.suffix in EXPORTED
+    if path.is_dir() or path.suffix in EXPORTED:
+        return True
+    if model in BUILT_IN or ":" in model:
+        return False
+    if path.exists():
+        raise UserError(
+            f"--model {model} is a file of weights, not a network; give it with --weights, and --model by name"
+        )
+    if "/" in model:
+        raise UserError(f"--model {model}: no such directory; give a run, one of its arms, or a network by name")
+    raise unknown_name("model", model, [*BUILT_IN, *FORMS])
 
 
 def saved_classifier(model: str, options: ModelOptions, flags: Mapping[str, Any], device: str) -> Any:
@@ -83,3 +98,14 @@ def _resolved(flags: Mapping[str, Any], network: Any, images: Any) -> Preprocess
     preprocess, _, origin = resolve_preprocessing(flags, network, images)
     say(f"preprocessing: {preprocess.describe()} ({origin})")
     return preprocess
+
+
+def made_for(classifier: Any) -> tuple[int | None, int | None]:
+    """Channels and shorter side of the images that a classifier was made for, None where it does not say."""
+    networks: list[Any] = [getattr(classifier, "model", None), getattr(classifier, "base", None)]
+    networks += getattr(classifier, "members", [])
+    for network in networks:
+        source = source_of(network)
+        if source is not None:
+            return source.in_channels, min(source.image_size)
+    return None, None

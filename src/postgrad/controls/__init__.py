@@ -1,9 +1,9 @@
 """The fair controls of a second-stage method, made automatically: equal data, time, tuning and price at inference.
 
-    control-finetune    the base trained on, on the method's images for the method's time
-    control-features    an MLP of the method's size on the base's penultimate activations, for the same time
-    control-more-data   the base's architecture on all images, for the time that base and method took together
-    control-same-price  the best of test-time augmentation and an ensemble with as many passes as the method
+control-finetune    the base trained on, on the method's images for the method's time
+control-features    an MLP of the method's size on the base's penultimate activations, for the same time
+control-more-data   the base's architecture on all images, for the time that base and method took together
+control-same-price  the best of test-time augmentation and an ensemble with as many passes as the method
 """
 
 from postgrad.controls.features import FeaturesMLP, control_features

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from postgrad.artifacts import read_manifest, read_tensors, save_tensors, write_manifest
 from postgrad.controls.setting import Setting
 from postgrad.controls.tuning import Fitted, Task, accuracy_and_nll, tuned
 from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Preprocessing
-from postgrad.artifacts import read_manifest, read_tensors, save_tensors, write_manifest
 from postgrad.models import checkpoints
 
 RATES = (0.005, 0.02, 0.08)
@@ -128,7 +128,7 @@ class FeaturesMLP:
 def control_features(setting: Setting) -> Fitted:
     """Fit the MLP on the images of the method, for the method's time, its learning rate chosen on validation data."""
     base = deepcopy(setting.base).eval()
-    images, validation = setting.method_images, setting.validation
+    images, validation = setting.tuning_images, setting.validation
     layer = last_layer(base, setting.preprocess(images.images[:1]))
     chosen = validation.subset(torch.arange(min(VALIDATION_IMAGES, len(validation))))
     held_out = penultimate(base, layer, setting.preprocess(chosen.images))
@@ -150,7 +150,7 @@ def control_features(setting: Setting) -> Fitted:
         seed=setting.seed,
         directory=setting.directory / "training",
         steps=setting.steps,
-        key=f"seed{setting.seed}/control-features",
+        key=setting.key("training"),
     )
     classifier = FeaturesMLP(
         base, fitted.model, layer=layer, preprocess=setting.preprocess, class_names=setting.dataset.class_names

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 
 from postgrad.controls.setting import Setting
 from postgrad.controls.tuning import Fitted, Task, network_validator, tuned
 
 RATES = (0.0005, 0.002, 0.008)
-"""Fine-tuning a good base carelessly costs it a point or two; small rates gain, and an early stopped base wants more."""
+"""Fine-tuning a good base carelessly costs it a point or two; small rates gain, an early stopped base wants more."""
 
 
 def control_finetune(setting: Setting) -> Fitted:
     """Fine-tune every weight of the base, with the learning rate chosen on validation data."""
-    return finetune(setting, setting.method_seconds, setting.directory / "training", "control-finetune", setting.seed)
+    return finetune(setting, setting.method_seconds, "training", setting.seed)
 
 
-def finetune(setting: Setting, seconds: float, directory: Path, name: str, seed: int) -> Fitted:
-    """The base trained on for some seconds, tuning included."""
-    images = setting.method_images
+def finetune(setting: Setting, seconds: float, name: str, seed: int) -> Fitted:
+    """The base trained on for some seconds, tuning included; `name` is the folder of its checkpoints."""
+    images = setting.tuning_images
     task = Task(
         make_model=lambda: deepcopy(setting.base),
         n=len(images),
@@ -31,7 +30,7 @@ def finetune(setting: Setting, seconds: float, directory: Path, name: str, seed:
         rates=RATES,
         seconds=seconds,
         seed=seed,
-        directory=directory,
+        directory=setting.directory / name,
         steps=setting.steps,
-        key=f"seed{setting.seed}/{name}",
+        key=setting.key(name),
     )

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import torch
 
-from postgrad.controls.setting import Setting
+from postgrad.controls.setting import Setting, without
 from postgrad.controls.tuning import Fitted, Task, network_validator, tuned
 
 RATES = (0.005, 0.02, 0.08)
@@ -18,7 +18,8 @@ def control_more_data(setting: Setting) -> Fitted:
 
     A user's own weights are trained on from where they are, for the method's time: how long they took is not known.
     """
-    images = setting.train.subset(torch.cat([setting.halves.base_train, setting.halves.method_train]))
+    both = torch.cat([setting.halves.base_train, setting.halves.method_train])
+    images = setting.train.subset(without(both, setting.halves.method_validation))
     seconds = setting.method_seconds + (setting.base_seconds if setting.fresh else 0.0)
     task = Task(
         make_model=setting.fresh or (lambda: deepcopy(setting.base)),
@@ -33,5 +34,5 @@ def control_more_data(setting: Setting) -> Fitted:
         seed=setting.seed,
         directory=setting.directory / "training",
         steps=setting.steps,
-        key=f"seed{setting.seed}/control-more-data",
+        key=setting.key("training"),
     )

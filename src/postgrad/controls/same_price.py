@@ -109,15 +109,15 @@ class Ensemble:
 def control_same_price(setting: Setting, finetuned: nn.Module, more_data: nn.Module) -> Fitted:
     """The best, on validation data, of test-time augmentation of either control and an ensemble of fine-tuned bases.
 
-    The members of the ensemble share the method's time; augmentation at test time needs no training.
+    The members of the ensemble share the method's time; augmentation at test time needs no training. The ensemble is
+    tried without augmentation too, since on images that fill their frame a shift does more harm than good.
     """
     share = setting.passes // MEMBERS or 1
     members = [
         finetune(
             setting,
             setting.method_seconds / MEMBERS,
-            setting.directory / f"training-{number}",
-            f"control-same-price/member-{number}",
+            f"training-{number}",
             setting.seed + 1000 * (number + 1),
         )
         for number in range(min(MEMBERS, setting.passes))
@@ -128,6 +128,7 @@ def control_same_price(setting: Setting, finetuned: nn.Module, more_data: nn.Mod
         f"{len(members)} networks fine-tuned from the base, each under {share} views": _ensemble(
             setting, [member.model for member in members], share
         ),
+        f"{len(members)} networks fine-tuned from the base": _ensemble(setting, [m.model for m in members], 1),
     }
     validation = setting.validation
     scores = {name: _accuracy(candidate, validation) for name, candidate in candidates.items()}

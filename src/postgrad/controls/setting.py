@@ -43,16 +43,25 @@ class Setting:
         return self.dataset.train
 
     @property
-    def method_images(self) -> Images:
-        """The images that the method was fitted on."""
-        return self.train.subset(self.halves.method_train)
-
-    @property
     def validation(self) -> Images:
         """The images that chose between learning rates, and that no arm was fitted on."""
         return self.train.subset(self.halves.method_validation)
+
+    @property
+    def tuning_images(self) -> Images:
+        """The images that a control is fitted on: the method's, without any that chooses its learning rate."""
+        return self.train.subset(without(self.halves.method_train, self.halves.method_validation))
+
+    def key(self, training: str) -> str:
+        """The name under which the step counts of a training are kept."""
+        return f"seed{self.seed}/{self.directory.name}/{training}"
 
     def training_batch(self, images: Images, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augmented inputs and labels of some images."""
         inputs = augment(images.images[indices], self.preprocess, self.augmentation, generator)
         return inputs, images.labels[indices]
+
+
+def without(indices: Tensor, others: Tensor) -> Tensor:
+    """The indices that are not among the others, in their order."""
+    return indices[~torch.isin(indices, others)]

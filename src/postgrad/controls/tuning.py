@@ -56,13 +56,13 @@ def tuned(
     trials: list[dict[str, Any]] = []
     spent = 0.0
     for number, rate in enumerate(rates):
-        _, history = _run(task, rate, trial_seconds, seed, directory / f"trial-{number}", steps, f"{key}/trial-{number}")
+        _, history = _run(
+            task, rate, trial_seconds, seed, directory / f"trial-{number}", steps, f"{key}/trial-{number}"
+        )
         trials.append({"lr": rate, **_last_metrics(history.rows)})
         spent += history.cpu_seconds
     best = max(trials, key=lambda trial: (trial["accuracy"], -trial["nll"]))["lr"]
-    model, history = _run(
-        task, best, seconds * (1 - TUNING_SHARE), seed, directory / "final", steps, f"{key}/final"
-    )
+    model, history = _run(task, best, seconds * (1 - TUNING_SHARE), seed, directory / "final", steps, f"{key}/final")
     return Fitted(
         model=model,
         cpu_seconds=spent + history.cpu_seconds,

@@ -1,7 +1,9 @@
-"""The inner loops of selection and normalisation for float32 rows on a CPU, compiled by numba and run on torch's threads.
+"""Selection and normalisation of float32 rows on a CPU, compiled by numba and run on as many threads as torch has.
 
-Absolute values of float32 numbers sort as their bits do (without the sign), so the threshold is found exactly by
-counting bits: a histogram of the top twelve, then ever finer ones of the few numbers in the bucket that matters.
+Absolute values of float32 numbers sort as their bits do (without the sign), so order statistics are found exactly on
+integers. A sample of a row says between which two values its threshold lies; one pass counts what is below them and
+collects the few per cent between; those are sorted out by counting digits. Where the sample was wrong, which the count
+shows, everything is collected instead.
 """
 
 from __future__ import annotations
@@ -17,98 +19,142 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAGNITUDE = np.uint32(0x7FFFFFFF)
-_compiled = functools.partial(numba.njit, nogil=True, cache=True)
+# numpy's error model: a division that may raise cannot be vectorised.
+_compiled = functools.partial(numba.njit, nogil=True, cache=True, error_model="numpy")
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_DIGIT = 11
+_DIGITS = 1 << _DIGIT
+_SAMPLE = 2048
+_SAMPLE_FROM = 16384
+_WANDER = 7
 
 
 @_compiled()
-def _nth_magnitude(bits, rank, histogram, candidates):  # type: ignore[no-untyped-def]
-    """Bits of the `rank`-th smallest (from 0) absolute value of one row."""
-    # Four interleaved histograms: neighbouring equal buckets would otherwise wait for each other's store.
-    histogram[:] = 0
-    size = len(bits)
-    whole = size - size % 4
-    for i in range(0, whole, 4):
-        histogram[(bits[i] & MAGNITUDE) >> 19] += 1
-        histogram[4096 + ((bits[i + 1] & MAGNITUDE) >> 19)] += 1
-        histogram[8192 + ((bits[i + 2] & MAGNITUDE) >> 19)] += 1
-        histogram[12288 + ((bits[i + 3] & MAGNITUDE) >> 19)] += 1
-    for i in range(whole, size):
-        histogram[(bits[i] & MAGNITUDE) >> 19] += 1
-    bucket = 0
-    while True:
-        count = (
-            histogram[bucket] + histogram[4096 + bucket] + histogram[8192 + bucket] + histogram[12288 + bucket]
-        )
-        if rank < count:
-            break
-        rank -= count
-        bucket += 1
-    found = 0
-    for i in range(size):
-        value = bits[i] & MAGNITUDE
-        candidates[found] = value
-        found += (value >> 19) == bucket
-    for shift in (11, 3, 0):
-        width = 256 if shift else 8
-        histogram[:width] = 0
-        for i in range(found):
-            histogram[(candidates[i] >> shift) & (width - 1)] += 1
-        digit = 0
+def _nth_value(values, count, rank, histogram):  # type: ignore[no-untyped-def]
+    """The `rank`-th smallest (from 0) of the first `count` values below 2³¹; what it reads, it overwrites."""
+    shift = np.uint32(31)
+    while shift > 0:
+        bits = min(shift, np.uint32(_DIGIT))
+        shift -= bits
+        mask = np.uint32((1 << bits) - 1)
+        histogram[: mask + 1] = 0
+        for i in range(count):
+            histogram[np.uint64((values[i] >> shift) & mask)] += 1
+        digit = np.uint64(0)
         while rank >= histogram[digit]:
             rank -= histogram[digit]
-            digit += 1
-        kept = 0
-        for i in range(found):
-            value = candidates[i]
-            candidates[kept] = value
-            kept += ((value >> shift) & (width - 1)) == digit
-        found = kept
-    return candidates[0]
+            digit += np.uint64(1)
+        kept = np.uint64(0)
+        for i in range(count):
+            value = values[i]
+            values[kept] = value
+            kept += np.uint64(np.uint64((value >> shift) & mask) == digit)
+        count = kept
+        if count == 1:
+            break
+    return values[0]
+
+
+@_compiled()
+def _bracket(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
+    """Two values that the `rank`-th magnitude of a long row is almost surely between, by a sample of the row."""
+    size = len(bits)
+    stride = size // _SAMPLE
+    # The place within each stretch wanders, since gradients repeat with the kernel's size.
+    inside = 0
+    for i in range(_SAMPLE):
+        value = bits[i * stride + inside] & _MAGNITUDE
+        work[i] = value
+        work[_SAMPLE + i] = value
+        inside += _WANDER
+        inside -= stride if inside >= stride else 0
+    share = rank / size
+    middle, spread = share * _SAMPLE, 3.0 * np.sqrt(_SAMPLE * share * (1 - share)) + 2
+    low, high = np.uint32(0), _MAGNITUDE
+    if middle - spread >= 0:
+        low = _nth_value(work, _SAMPLE, np.int64(middle - spread), histogram)
+    if middle + spread < _SAMPLE:
+        high = _nth_value(work[_SAMPLE:], _SAMPLE, np.int64(middle + spread), histogram)
+    return low, high
+
+
+@_compiled()
+def _nth_magnitude(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
+    """The bits of the `rank`-th smallest (from 0) absolute value of one row."""
+    low, high = np.uint32(0), _MAGNITUDE
+    if len(bits) >= _SAMPLE_FROM:
+        low, high = _bracket(bits, rank, work, histogram)
+    while True:
+        span = high - low
+        below, between = np.int64(0), np.uint64(0)
+        for i in range(len(bits)):
+            value = bits[i] & _MAGNITUDE
+            above_low = value - low  # wraps around for what is below
+            work[between] = above_low
+            between += np.uint64(above_low <= span)
+            below += np.int64(value < low)
+        if below <= rank < below + np.int64(between):
+            break
+        low, high = np.uint32(0), _MAGNITUDE
+    if span == 0:
+        return low
+    return low + _nth_value(work, np.int64(between), rank - below, histogram)
+
+
+@_compiled()
+def _workspace(size):  # type: ignore[no-untyped-def]
+    return np.empty(max(size + 1, 2 * _SAMPLE), np.uint32), np.empty(_DIGITS, np.int64)
 
 
 @_compiled()
 def _thresholds(bits, rank, thresholds, start, stop):  # type: ignore[no-untyped-def]
-    histogram = np.empty(4 * 4096, np.int32)
-    candidates = np.empty(bits.shape[1] + 1, np.uint32)
+    work, histogram = _workspace(bits.shape[1])
     for row in range(start, stop):
-        thresholds[row] = _nth_magnitude(bits[row], rank, histogram, candidates)
+        thresholds[row] = _nth_magnitude(bits[row], rank, work, histogram)
 
 
 @_compiled()
-def _select(rows, bits, rank, thresholds, start, stop):  # type: ignore[no-untyped-def]
-    histogram = np.empty(4 * 4096, np.int32)
-    candidates = np.empty(bits.shape[1] + 1, np.uint32)
-    for row in range(start, stop):
-        threshold = _nth_magnitude(bits[row], rank, histogram, candidates)
-        thresholds[row] = threshold
-        for i in range(bits.shape[1]):
-            if (bits[row, i] & MAGNITUDE) <= threshold:
-                rows[row, i] = 0.0
+def _zero_below(values, threshold):  # type: ignore[no-untyped-def]
+    for i in range(len(values)):
+        values[i] = values[i] if np.abs(values[i]) > threshold else np.float32(0)
 
 
 @_compiled()
-def _select_scale_root(rows, bits, rank, low, width, roots, thresholds, start, stop):  # type: ignore[no-untyped-def]
-    """Selection (none where rank < 0), (g − low) / width for what is kept, then the square root `roots` times."""
-    histogram = np.empty(4 * 4096, np.int32)
-    candidates = np.empty(bits.shape[1] + 1, np.uint32)
+def _scale_root_above(values, threshold, low, width, roots):  # type: ignore[no-untyped-def]
+    """(v − low) / width for values above the threshold and its signed square root `roots` times; zero for the others."""
+    if roots == 1:
+        for i in range(len(values)):
+            value = values[i]
+            scaled = (value - low[i]) / width[i]
+            scaled = np.copysign(np.sqrt(np.abs(scaled)), scaled)
+            values[i] = scaled if np.abs(value) > threshold else np.float32(0)
+        return
+    for i in range(len(values)):
+        value = values[i]
+        scaled = (value - low[i]) / width[i]
+        for _ in range(roots):
+            scaled = np.copysign(np.sqrt(np.abs(scaled)), scaled)
+        values[i] = scaled if np.abs(value) > threshold else np.float32(0)
+
+
+@_compiled()
+def _select(rows, bits, rank, start, stop):  # type: ignore[no-untyped-def]
+    work, histogram = _workspace(bits.shape[1])
+    threshold = np.empty(1, np.uint32)
     for row in range(start, stop):
-        threshold = np.uint32(0)
+        threshold[0] = _nth_magnitude(bits[row], rank, work, histogram)
+        _zero_below(rows[row], threshold.view(np.float32)[0])
+
+
+@_compiled()
+def _select_scale_root(rows, bits, rank, low, width, roots, start, stop):  # type: ignore[no-untyped-def]
+    work, histogram = _workspace(bits.shape[1])
+    threshold = np.zeros(1, np.uint32)
+    for row in range(start, stop):
         if rank >= 0:
-            threshold = _nth_magnitude(bits[row], rank, histogram, candidates)
-        thresholds[row] = threshold
-        g, b = rows[row], bits[row]
-        if roots == 1:
-            for i in range(len(g)):
-                n = (g[i] - low[i]) / width[i]
-                n = np.copysign(np.sqrt(np.abs(n)), n)
-                g[i] = n if (b[i] & MAGNITUDE) > threshold else np.float32(0)
-        else:
-            for i in range(len(g)):
-                n = (g[i] - low[i]) / width[i]
-                for _ in range(roots):
-                    n = np.copysign(np.sqrt(np.abs(n)), n)
-                g[i] = n if (b[i] & MAGNITUDE) > threshold else np.float32(0)
+            threshold[0] = _nth_magnitude(bits[row], rank, work, histogram)
+        _scale_root_above(rows[row], threshold.view(np.float32)[0], low, width, roots)
 
 
 def applies(rows: Tensor) -> bool:
@@ -125,16 +171,12 @@ def thresholds(rows: Tensor, rank: int) -> Tensor:
 
 def select_(rows: Tensor, rank: int) -> None:
     """Zero what is not strictly above each row's `rank`-th smallest absolute value."""
-    unused = np.empty(len(rows), np.uint32)
-    _over_rows(_select, len(rows), _values(rows), _bits(rows), rank, unused)
+    _over_rows(_select, len(rows), _values(rows), _bits(rows), rank)
 
 
 def select_scale_root_(rows: Tensor, rank: int, low: Tensor, width: Tensor, roots: int) -> None:
-    """Selection, (g − low) / width and `roots` square roots in one visit of each row."""
-    unused = np.empty(len(rows), np.uint32)
-    _over_rows(
-        _select_scale_root, len(rows), _values(rows), _bits(rows), rank, _values(low), _values(width), roots, unused
-    )
+    """Selection (none where rank < 0), (g − low) / width and `roots` square roots in one visit of each row."""
+    _over_rows(_select_scale_root, len(rows), _values(rows), _bits(rows), rank, _values(low), _values(width), roots)
 
 
 def _values(tensor: Tensor) -> Any:

@@ -1,11 +1,10 @@
-"""The gradient space of a network: its per-sample gradients, selected and normalised, as second-stage methods read them."""
+"""The gradient space of a network: its per-sample gradients, selected and normalised, for second-stage methods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from postgrad.errors import UserError, unknown_name
@@ -17,7 +16,7 @@ MASK = "mask"
 """The normalisation that keeps nothing of a selected entry but that it was selected: a 1."""
 
 ROWS_AT_ONCE = 320
-"""Gradients made at a time when many images are read: larger buffers fall out of the processor's caches and gain nothing."""
+"""Gradients made at a time when many images are read: larger buffers fall out of the processor's caches."""
 
 
 class GradientSpace:

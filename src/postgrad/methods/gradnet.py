@@ -42,7 +42,7 @@ from postgrad.data.inputs import image_tensor, label_tensor
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
 from postgrad.errors import UserError
 from postgrad.files import write_atomic
-from postgrad.gradients import GradientSpace
+from postgrad.gradients.space import GradientSpace
 from postgrad.models import checkpoints
 from postgrad.progress import progress
 from postgrad.training import History, Recipe, Stopwatch, train
@@ -51,6 +51,10 @@ from postgrad.units import format_memory, parse_memory
 
 STATISTICS_BATCH = 100
 VALIDATION_IMAGES = 500
+
+
+OPTIMIZER_COPIES = {"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "radam": 2, "rmsprop": 1, "adagrad": 1}
+"""Numbers that an optimizer keeps for each weight (momentum adds one to SGD's); 2 where it is not listed."""
 
 
 class GradNetHead(nn.Module):
@@ -80,6 +84,7 @@ class GradNetHead(nn.Module):
                 f"hidden: {len(hidden)} sizes given, but this network has {len(self.groups)} hidden blocks "
                 f"({len(inputs)} layers{', read in neighbouring pairs' if neighbours else ''}); give one size for each"
             )
+        self.sizes = tuple(hidden)
         self.hidden = nn.ModuleList(
             nn.ModuleList(nn.Linear(inputs[block], size, bias=position == 0) for position, block in enumerate(group))
             for group, size in zip(self.groups, hidden, strict=True)
@@ -98,8 +103,8 @@ class GradNetHead(nn.Module):
     def forward(self, gradients: Sequence[Tensor]) -> Tensor:
         """Logits (R, C) of gradient blocks [(R, inputs), …]."""
         activations = []
-        for group, layers in zip(self.groups, self.hidden, strict=True):
-            sums = [layer(gradients[block]) for block, layer in zip(group, layers, strict=True)]
+        for group, layers in zip(self.groups, self.hidden.children(), strict=True):
+            sums = [layer(gradients[block]) for block, layer in zip(group, layers.children(), strict=True)]
             activations.append(F.relu(sum(sums[1:], start=sums[0])))
         return self.output(self.dropout(torch.cat(activations, dim=1)))
 
@@ -145,6 +150,7 @@ class GradNet(ClassifierMixin, BaseEstimator):
     normalise : "scale+power", "scale", "power", "std", "std+l2", "mask" or "none".
     exponent : of the power normalisation, sign(n)·|n|^exponent.
     neighbours : let each hidden block read two neighbouring layers.
+    steps, budget : a number of steps, or training time such as "10m", in place of `epochs`.
     epochs, batch_size, optimizer, lr, optimizer_options, schedule : the training, as in `postgrad.training.Recipe`.
     dropout : before the output layer.
     weight_decay : adds weight_decay·W to every gradient, as the authors' code did (5e-4); 0 is the plain gradient.
@@ -174,6 +180,8 @@ class GradNet(ClassifierMixin, BaseEstimator):
         exponent: float = 0.5,
         neighbours: bool = False,
         epochs: float = 10,
+        steps: int | None = None,
+        budget: str | None = None,
         batch_size: int = 25,
         optimizer: str = "sgd",
         lr: float = 0.01,
@@ -199,6 +207,8 @@ class GradNet(ClassifierMixin, BaseEstimator):
         self.exponent = exponent
         self.neighbours = neighbours
         self.epochs = epochs
+        self.steps = steps
+        self.budget = budget
         self.batch_size = batch_size
         self.optimizer = optimizer
         self.lr = lr
@@ -278,8 +288,8 @@ class GradNet(ClassifierMixin, BaseEstimator):
         """The hidden blocks over the base network's layers, for a drawing: names, shapes, inputs, hidden sizes."""
         check_is_fitted(self, "head_")
         groups = [
-            {"reads": list(group), "hidden": layers[0].out_features}
-            for group, layers in zip(self.head_.groups, self.head_.hidden, strict=True)
+            {"reads": list(group), "hidden": size}
+            for group, size in zip(self.head_.groups, self.head_.sizes, strict=True)
         ]
         blocks = [{"name": b.name, "shape": list(b.shape), "inputs": b.numel} for b in self.space_.blocks]
         for block, group in zip(blocks, groups, strict=False):
@@ -322,7 +332,8 @@ class GradNet(ClassifierMixin, BaseEstimator):
     def _check_memory(self, inputs: Sequence[int], groups: Sequence[Sequence[int]], hidden: Sequence[int]) -> None:
         """Refuse a hidden layer whose weights, gradients and optimizer state would not fit the memory budget."""
         weights = sum(size * sum(inputs[i] for i in group) for group, size in zip(groups, hidden, strict=False))
-        copies = 2 + optimizer_copies(self.optimizer, self.optimizer_options or {})
+        momentum = bool((self.optimizer_options or {}).get("momentum"))
+        copies = 2 + OPTIMIZER_COPIES.get(self.optimizer.lower(), 2) + momentum
         rows = self.batch_size * (self.n_classes_ if self.labels == "all" else 1)
         needed = self.dtype_.itemsize * (weights * copies + sum(inputs) * (rows + 4))
         budget = parse_memory(self.memory)
@@ -335,7 +346,9 @@ class GradNet(ClassifierMixin, BaseEstimator):
 
     def _recipe(self) -> Recipe:
         return Recipe(
-            epochs=self.epochs,
+            epochs=None if self.steps or self.budget else self.epochs,
+            steps=self.steps,
+            budget=self.budget if self.steps is None else None,
             batch_size=self.batch_size,
             optimizer=self.optimizer,
             optimizer_options=dict(self.optimizer_options or {}),
@@ -371,16 +384,15 @@ class GradNet(ClassifierMixin, BaseEstimator):
             space.load_statistics(read_tensors(stored))
             return float(json.loads((directory / "statistics.json").read_text())["cpu_seconds"])  # type: ignore[operator]
         watch = Stopwatch(self.device_)
-        with watch:
-            space.fit(self._statistics_batches(images))
+        if space.needs_statistics:
+            with watch:
+                space.fit(self._statistics_batches(images))
         if stored is not None:
             write_atomic(stored.with_suffix(".json"), json.dumps({"cpu_seconds": watch.cpu_seconds}))
             save_tensors(space.statistics(), stored)
         return watch.cpu_seconds
 
     def _statistics_batches(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.normalise not in STATISTICAL_KINDS:
-            return
         generator = torch.Generator().manual_seed(self.random_state)
         with progress("gradient statistics", len(images), unit="images") as advance:
             for start in range(0, len(images), STATISTICS_BATCH):
@@ -398,7 +410,7 @@ class GradNet(ClassifierMixin, BaseEstimator):
         claim = directory / "fit.json"
         if claim.exists() and json.loads(claim.read_text()) != mine:
             raise UserError(
-                f"{directory} holds the checkpoint of a fit with other settings, data or model; choose another directory"
+                f"{directory} holds the checkpoint of a fit with other settings, data or model; choose another one"
             )
         write_atomic(claim, json.dumps(mine, indent=1))
 
@@ -457,7 +469,7 @@ class GradNet(ClassifierMixin, BaseEstimator):
         manifest = {
             "settings": self._settings(),
             "image_shape": self.image_shape_,
-            "hidden": [layers[0].out_features for layers in self.head_.hidden],
+            "hidden": self.head_.sizes,
             "class_names": self.class_names_,
             "fit_cpu_seconds": self.fit_cpu_seconds_,
         }
@@ -468,7 +480,7 @@ class GradNet(ClassifierMixin, BaseEstimator):
         """Read what `save` wrote; `factory` builds a base network whose code is the user's own. No pickle is read."""
         directory = Path(path)
         manifest = read_manifest(directory, "gradnet")
-        base = checkpoints.load(directory / "base", factory=factory)
+        base: Any = checkpoints.load(directory / "base", factory=factory)
         settings = manifest["settings"]
         settings["augment"] = None if settings["augment"] is None else Augmentation(**settings["augment"])
         settings["hidden"] = tuple(manifest["hidden"])

@@ -35,6 +35,7 @@ from postgrad.studies.run import ArmRecord, Run, write_arrays
 from postgrad.training import Recipe, train
 
 TIMED_IMAGES = 100
+BASE_EPOCHS = 30
 
 
 @dataclass
@@ -164,8 +165,8 @@ def _fit_base(seed_run: SeedRun, directory: Path) -> Fitted:
 
 
 def base_recipe(model: str, epochs: float | None, accuracy: float | None) -> Recipe:
-    """How a base network is trained: seed-cnn as published (METHODS: SGD .05 halved every 25 epochs), others by momentum."""
-    common: dict[str, Any] = {"epochs": epochs or 30, "stop_accuracy": accuracy}
+    """How a base network is trained: seed-cnn as published (SGD .05 halved every 25 epochs), others by momentum."""
+    common: dict[str, Any] = {"epochs": epochs or BASE_EPOCHS, "stop_accuracy": accuracy}
     if model == "seed-cnn":
         return Recipe(
             **common,
@@ -198,6 +199,7 @@ def _fit_method(seed_run: SeedRun, method: MethodConfig, base: nn.Module, direct
         "memory": run.config.memory,
         "directory": directory / "training",
         "budget": run.config.budget,
+        "steps": run.steps.get(key := f"seed{seed_run.seed}/{method.name}/training"),
     }
     taken = inspect.signature(cls).parameters
     options = {name: value for name, value in offered.items() if name in taken} | method.options
@@ -206,6 +208,8 @@ def _fit_method(seed_run: SeedRun, method: MethodConfig, base: nn.Module, direct
     validation = run.dataset.train.subset(run.halves.method_validation)
     stage = cls(base, **options)
     stage.fit(images.images, images.labels, validation=(validation.images, validation.labels))
+    if run.config.budget is not None:
+        run.steps[key] = stage.history_.steps
     return Fitted(stage, stage.fit_cpu_seconds_, f"{stage.history_.steps} steps")
 
 
@@ -224,6 +228,7 @@ def _arm(
     directory = run.arm_directory(seed_run.seed, name)
     done = ArmRecord.read(directory)
     if done is not None:
+        run.steps.update(done.steps)
         return _reload(seed_run, directory, done), done
     run.event("arm begins", arm=name, seed=seed_run.seed)
     directory.mkdir(parents=True, exist_ok=True)
@@ -244,12 +249,12 @@ def _arm(
         peak_memory_mb=peak.megabytes,
         validation_accuracy=_score(seed_run, classifier, directory),
         cost=measure_cost(classifier, _test(run).images[:TIMED_IMAGES]),
+        steps={key: count for key, count in run.steps.items() if key.startswith(f"seed{seed_run.seed}/{name}/")},
         trials=fitted.trials,
         method=method,
         control_for=control_for or [],
     )
     _keep_curve(directory)
-    run.keep_steps()
     record.write(directory)
     _drop_checkpoints(directory)
     run.event("arm ends", arm=name, seed=seed_run.seed, cpu_seconds=record.cpu_seconds)

@@ -12,7 +12,7 @@ from torch import nn
 
 from postgrad._loading import load
 from postgrad.data.datasets import Dataset, load_dataset
-from postgrad.data.splits import halves
+from postgrad.data.splits import Halves, halves
 from postgrad.errors import UserError
 from postgrad.files import fresh_directory, locked, write_atomic
 from postgrad.methods.registry import check_options
@@ -86,8 +86,6 @@ def _open(config: ImproveConfig, directory: Path, dataset: Dataset, own: nn.Modu
     """Settle what the whole run shares, and write down its settings and surroundings."""
     if own is None and config.data == "digits" and config.base_accuracy is None and config.epochs is None:
         config = config.model_copy(update={"base_accuracy": DEMO_ACCURACY})
-    steps_file = directory / "steps.json"
-    stored = json.loads(steps_file.read_text()) if steps_file.exists() else {}
     preprocess, augmentation, origin = resolve_preprocessing(
         config.preprocess_flags(), own or SeedRun(_bare(config, directory, dataset), 0, None).fresh(), dataset
     )
@@ -95,8 +93,8 @@ def _open(config: ImproveConfig, directory: Path, dataset: Dataset, own: nn.Modu
         config=config.model_copy(update={"threads": torch.get_num_threads()}),
         directory=directory,
         dataset=dataset,
-        halves=halves(dataset),
-        steps={**config.steps, **stored},
+        halves=_split(config, dataset),
+        steps=dict(config.steps),
         preprocess=preprocess,
         augmentation=augmentation,
         notes=[*dataset.notes, f"preprocessing: {preprocess.describe()} ({origin})"],
@@ -113,6 +111,18 @@ def _open(config: ImproveConfig, directory: Path, dataset: Dataset, own: nn.Modu
 def _bare(config: ImproveConfig, directory: Path, dataset: Dataset) -> Run:
     """A run before its preprocessing is settled, enough to make the network whose word is asked."""
     return Run(config, directory, dataset, halves(dataset), {}, dataset.preprocess, dataset.augmentation)
+
+
+def _split(config: ImproveConfig, dataset: Dataset) -> Halves:
+    """What fits what; `whole_halves` is as published: the second half also says when the base stops."""
+    parts = halves(dataset)
+    if not config.whole_halves:
+        return parts
+    first = torch.cat([parts.base_train, parts.base_validation])
+    second = torch.cat([parts.method_train, parts.method_validation])
+    return Halves(
+        base_train=first, base_validation=second, method_train=second, method_validation=parts.method_validation
+    )
 
 
 def _say_what_fits_what(run: Run, own: nn.Module | None) -> None:
@@ -134,8 +144,8 @@ def _say_what_fits_what(run: Run, own: nn.Module | None) -> None:
         run.note("the weights are a Chainer snapshot of seed-cnn: the first half counts as what the base has seen")
     else:
         run.warn(
-            "nobody knows which images the given weights have seen: methods are fitted on the second half of the given "
-            "training data, and gain little on images that the network has already fitted; give held-back data if you can"
+            "nobody knows which images the given weights have seen: methods are fitted on the second half of the "
+            "training data, and gain little on images that the network has already fitted; give held-back data"
         )
 
 

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+import torch
 
 from postgrad.evaluation.scorecard import across_seeds, scorecard
 from postgrad.evaluation.statistics import verdicts
@@ -44,7 +45,7 @@ def collect(run: Run, *, started: datetime, seconds: float) -> Results:
     _write_curves(run, list(records))
     recommended = max(records, key=lambda arm: statistics.fmean(r.validation_accuracy for r in records[arm]))
     return Results(
-        schema=1,
+        version=1,
         command="improve",
         data=_data(run),
         seeds=list(run.config.seeds),
@@ -87,7 +88,7 @@ def _arm(name: str, records: list[ArmRecord], card: dict[str, dict[str, Any]]) -
     title = get_method(first.method).title if first.method else TITLES.get(name, name)
     return Arm(
         name=name,
-        kind=first.kind,  # type: ignore[arg-type]
+        kind=first.kind,
         method=first.method,
         control_for=first.control_for,
         title=title.partition(":")[0],
@@ -115,8 +116,9 @@ def _cost(records: list[ArmRecord]) -> Cost:
 
 def _data(run: Run) -> Data:
     dataset, parts = run.dataset, run.halves
-    assert dataset.train is not None and dataset.test is not None
-    validation = len(parts.base_validation) + len(parts.method_validation)
+    assert dataset.train is not None
+    assert dataset.test is not None
+    validation = len(torch.cat([parts.base_validation, parts.method_validation]).unique())
     return Data(
         name=dataset.name,
         n_train=len(dataset.train) - validation,

@@ -43,10 +43,6 @@ class Run:
         with open(self.directory / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def keep_steps(self) -> None:
-        """Write the step counts so far, for a run that goes on or repeats."""
-        write_atomic(self.directory / "steps.json", json.dumps(self.steps, indent=1))
-
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
@@ -70,6 +66,7 @@ class ArmRecord:
     peak_memory_mb: float
     validation_accuracy: float
     cost: dict[str, Any]
+    steps: dict[str, int] = field(default_factory=dict)
     trials: list[dict[str, Any]] = field(default_factory=list)
     method: str | None = None
     control_for: list[str] = field(default_factory=list)
@@ -89,4 +86,4 @@ class ArmRecord:
 def write_arrays(path: Path, **arrays: np.ndarray | torch.Tensor) -> None:
     """Write arrays as one compressed .npz, whole or not at all."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez_compressed(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})

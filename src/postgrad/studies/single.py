@@ -23,6 +23,7 @@ from postgrad.studies.arms import base_recipe
 from postgrad.studies.config import TrainConfig
 from postgrad.studies.environment import environment
 from postgrad.training import History, Recipe, pick_device, train
+from postgrad.validation import validated
 
 
 def train_network(config: TrainConfig) -> tuple[Path, History]:
@@ -56,7 +57,7 @@ def settled_recipe(config: TrainConfig) -> Recipe:
     for name in ("optimizer", "schedule"):
         if name in chosen:
             left.pop(f"{name}_options", None)  # another optimizer or schedule has other options
-    return Recipe.from_settings(left | chosen, source="training")
+    return validated(Recipe, left | chosen, source="training")
 
 
 def _train(config: TrainConfig, recipe: Recipe, dataset: Dataset, directory: Path) -> History:
