@@ -110,7 +110,7 @@ def test_predict_takes_a_folder_of_odd_pictures(
     assert printed == ""
     assert "broken.jpg" in said
     assert ".DS_Store" in said
-    rows = list(csv.DictReader(out.open()))
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
     names = [f"{'deeper/' if number % 2 else ''}{number}.png" for number in range(6)]
     assert sorted(row["file"] for row in rows) == sorted([*names, "large.jpg"])
 
@@ -185,9 +185,19 @@ MISTAKES = {
     "no time at all": ("train --budget 10 --out x", "10"),
     "negative rate": ("train --lr -1 --out x", "lr: should be greater than 0"),
     "accuracy in percent": ("train --base-accuracy 72 --out x", "72 % is 0.72"),
-    "no training images": ("train --data kmnist --data-dir {run} --out x", "kmnist"),
     "resume with settings": ("train --resume {run} --lr 1", "leave out --lr"),
 }
+
+
+def test_data_without_a_training_part_scores_but_does_not_train(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, pixels = tmp_path / "test-only.npz", np.arange(64 * 20).astype(np.uint8).reshape(20, 8, 8)
+    np.savez(file, x_test=pixels, y_test=np.arange(20) % 10)
+    assert main(["score", "--model", str(trained), "--data", f"npz:{file}"]) == 0
+    assert main(["train", "--data", f"npz:{file}", "--out", str(tmp_path / "x")]) == 2
+    assert "no training images" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("words_and_hint", MISTAKES.values(), ids=MISTAKES.keys())

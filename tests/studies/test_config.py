@@ -62,7 +62,6 @@ def test_only_the_given_parts_of_the_preprocessing_are_flags() -> None:
         ({"methods": []}, "at least one method"),
         ({"methods": ["gradnet", "gradnet:lr=1"]}, "each of them once"),
         ({"budget": "10"}, "a time such as 90s"),
-        ({"budget": "10m", "epochs": 3}, "give one of them"),
         ({"memory": "much"}, "memory: memory: cannot read"),
         ({"base_accuracy": 72}, "72 % is 0.72"),
         ({"mean": ".5"}, "mean and std belong together"),

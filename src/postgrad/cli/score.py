@@ -60,9 +60,9 @@ def _score(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         dataset = _dataset(options, size=flags.get("size"))
         classifier = named_classifier(model, options.model, flags, device, dataset)
-    say(f"{len(dataset.test)} test images of {dataset.name}")
     labels = _labels_as_the_classifier_counts(dataset, classifier.class_names)
     metrics = scorecard(classifier.predict_proba(dataset.test.images), labels)
+    say(f"{len(dataset.test)} test images of {dataset.name}")
     return metrics, measure_cost(classifier, dataset.test.images[:_TIMED_IMAGES])
 
 
