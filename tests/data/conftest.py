@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import os
 import pickle
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +74,24 @@ def picture_folder(tmp_path: Path, rng: np.random.Generator) -> Callable[..., Pa
         return tmp_path / root
 
     return make
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
+    """The address of a file below `tmp_path`, on a web server of this machine."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(variable, "*")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield lambda file: f"http://127.0.0.1:{server.server_port}/{file.relative_to(tmp_path).as_posix()}"
+        server.shutdown()
+        thread.join()

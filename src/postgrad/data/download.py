@@ -48,9 +48,10 @@ def download(remotes: Sequence[Remote], data_folder: Path) -> str:
                 name = remote.url.rsplit("/", 1)[1]
                 try:
                     download_url(remote.url, temporary, filename=name, md5=remote.md5)
-                except (OSError, RuntimeError) as error:  # no network, no such file, wrong checksum
+                    _place(Path(temporary) / name, data_folder / remote.folder)
+                # No network, no such file, no space; a wrong checksum; an archive that writes outside its folder.
+                except (OSError, RuntimeError, tarfile.TarError) as error:
                     return f"{remote.url}: {error}"
-                _place(Path(temporary) / name, data_folder / remote.folder)
     finally:
         if made and not any(data_folder.iterdir()):
             data_folder.rmdir()
