@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from postgrad._loading import load_classifier
 from postgrad.cli.console import say
 from postgrad.cli.options import ModelOptions
 from postgrad.data.preprocessing import Augmentation, Preprocessing
 from postgrad.errors import UserError, unknown_name
 from postgrad.models.names import BUILT_IN, FORMS
+from postgrad.models.network import NetworkClassifier
 from postgrad.models.preprocessing import resolve_preprocessing
+from postgrad.models.registry import create_model
 from postgrad.models.source import source_of
+from postgrad.models.weights import load_weights
+from postgrad.training import pick_device
 
 EXPORTED = (".pt2", ".onnx")
 
@@ -50,11 +55,9 @@ def is_saved(model: str) -> bool:
 
 def saved_classifier(model: str, options: ModelOptions, flags: Mapping[str, Any], device: str) -> Any:
     """Load a saved classifier; preprocessing flags take the place of what a network was saved with."""
-    from postgrad.models.network import NetworkClassifier
-
     if options.weights is not None:
         raise UserError(f"{model} has weights of its own; leave out --weights, or give --model by name")
-    classifier = _load(model, device)
+    classifier: Any = load_classifier(model, device=str(pick_device(device)))
     if flags and not isinstance(classifier, NetworkClassifier):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
         raise UserError(f"{model} was fitted with its own preprocessing; leave out {names}")
@@ -66,32 +69,15 @@ def saved_classifier(model: str, options: ModelOptions, flags: Mapping[str, Any]
 
 def named_classifier(model: str, options: ModelOptions, flags: Mapping[str, Any], device: str, images: Any) -> Any:
     """Make a network by name for these images (a `Dataset`, or `Pictures`) and load its weights."""
-    from postgrad.models.network import NetworkClassifier
-    from postgrad.models.registry import create_model
-    from postgrad.models.weights import load_weights
-
     if options.weights is None:
         raise UserError(f"{model} has no trained weights; add --weights FILE, or name a run that holds a trained one")
     channels, height, width = images.shape
     network = create_model(model, num_classes=len(images.class_names), in_channels=channels, image_size=(height, width))
     load_weights(network, options.weights)
     preprocess = _resolved(flags, network, images)
-    return NetworkClassifier(network, preprocess=preprocess, class_names=images.class_names, device=device)
-
-
-def _load(model: str, device: str) -> Any:
-    if Path(model).suffix not in EXPORTED:
-        from postgrad._loading import load_classifier
-
-        return load_classifier(model, device=device)
-    from postgrad.models.export import load_exported
-    from postgrad.models.network import NetworkClassifier
-
-    network: Any = load_exported(model)
-    for attribute in ("preprocess", "class_names"):
-        if getattr(network, attribute, None) is None:
-            raise UserError(f"{model} does not say its {attribute}; export it with `postgrad export`")
-    return NetworkClassifier(network, preprocess=network.preprocess, device="cpu")
+    return NetworkClassifier(
+        network, preprocess=preprocess, class_names=images.class_names, device=str(pick_device(device))
+    )
 
 
 def _resolved(flags: Mapping[str, Any], network: Any, images: Any) -> Preprocessing:
@@ -108,4 +94,5 @@ def made_for(classifier: Any) -> tuple[int | None, int | None]:
         source = source_of(network)
         if source is not None:
             return source.in_channels, min(source.image_size)
-    return None, None
+    shape = getattr(networks[0], "input_shape", None)
+    return (shape[0], shape[1]) if shape else (None, None)

@@ -94,7 +94,10 @@ def _predictions(options: Options) -> tuple[Sequence[str], Sequence[str], Any]:
     if is_saved(model):
         classifier = saved_classifier(model, options.model, flags, device)
         channels, side = made_for(classifier)
-        images = _images(options, classifier.preprocess.size or side, channels)
+        size = classifier.preprocess.size or side
+        images = _images(options, size, channels)
+        if size and str(options.data.data).startswith("folder:"):
+            say(f"note: larger pictures are reduced to a shorter side of {size} pixels, for which {model} was made")
     else:
         class_names = _class_names(model, options.output.classes)
         images = _images(options, flags.get("size"), None)
