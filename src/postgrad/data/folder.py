@@ -44,10 +44,7 @@ def read_folder(root: Path, *, size: int | None, budget: int) -> Found:
     looks, unreadable = look_at([file for part in parts.values() for file in part.files])
     skipped |= unreadable
     if not looks:
-        raise UserError(
-            f"{root}: no pictures in class folders{skipped_list(skipped, root, '; skipped ')}; "
-            f"expected {root.name}/CLASS/PICTURE or {root.name}/train/CLASS/PICTURE"
-        )
+        raise _nothing(root, skipped)
     form = common_form(looks.values(), size=size, channels=None, where=str(root))
     parts = {name: part.without(unreadable) for name, part in parts.items()}
     class_names = _class_names(parts, root)
@@ -56,6 +53,8 @@ def read_folder(root: Path, *, size: int | None, budget: int) -> Found:
         if part.files:
             images[name], failures = _decoded(part, class_names, form, budget)
             skipped |= failures
+    if not any(len(part) for part in images.values()):
+        raise _nothing(root, skipped)
     return Found(images.get("train"), images.get("test"), class_names, folder_notes(root, form, skipped))
 
 
@@ -87,6 +86,13 @@ def skipped_list(skipped: Mapping[Path, str], root: Path, start: str) -> str:
     named = [f"{path.relative_to(root)} ({reason})" for path, reason in list(skipped.items())[:_NAMED]]
     more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
     return f"{start}{len(skipped)}: {', '.join(named)}{more}"
+
+
+def _nothing(root: Path, skipped: Mapping[Path, str]) -> UserError:
+    return UserError(
+        f"{root}: no pictures in class folders{skipped_list(skipped, root, '; skipped ')}; "
+        f"expected {root.name}/CLASS/PICTURE or {root.name}/train/CLASS/PICTURE"
+    )
 
 
 def _holds_folders(folder: Path) -> bool:

@@ -40,7 +40,7 @@ def read_npz(path: Path, *, budget: int) -> Found:
         raise UserError(f"{path}: needs the arrays x_train and y_train, has {', '.join(sorted(keys)) or 'none'}")
     labels = images["train" if "train" in images else "test"].labels
     classes = max(int(labels.max()) + 1, 1) if len(labels) else 1
-    if "train" in images and classes > len(labels):
+    if "train" in images and classes > max(len(labels), 1):
         raise UserError(
             f"{path}: labels reach {classes - 1} for {len(labels)} images; number the classes 0, 1, 2, … without gaps"
         )

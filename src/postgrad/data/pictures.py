@@ -139,7 +139,9 @@ def _look(file: Path) -> Look | str:
             width, height = image.size
             if width * height > _MOST_PIXELS:
                 return f"{width}×{height} pixels are too many"
-            if image.getexif().get(_ORIENTATION, 1) >= 5:  # turned by a quarter
+            # Without the second condition Pillow would decode the whole of a PNG to look for EXIF data behind it.
+            known = image.format != "PNG" or "exif" in image.info
+            if known and image.getexif().get(_ORIENTATION, 1) >= 5:  # turned by a quarter
                 width, height = height, width
             return Look(height, width, image.mode in _GREY_MODES)
     except Exception as error:  # a damaged picture can raise anything
@@ -159,6 +161,8 @@ def _decode(file: Path, form: Form) -> Pixels | str:
     if form.square:
         left, top = centre(image.width, form.width), centre(image.height, form.height)
         image = image.crop((left, top, left + form.width, top + form.height))
+    if (image.height, image.width) != (form.height, form.width):
+        return f"{image.height}×{image.width} pixels, where its head says otherwise"
     pixels = np.asarray(image)
     return pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
 
