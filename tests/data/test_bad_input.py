@@ -129,3 +129,13 @@ def test_a_corrupt_pickle(tmp_path: Path, write_cifar, rng: np.random.Generator)
 def test_no_files_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("postgrad.data.sources.download", lambda remotes, folder: f"{remotes[0].url}: no network")
     refused("mnist", f"mnist: not found in {tmp_path / 'none'}: looked for MNIST/raw", data_dir=tmp_path / "none")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = npz(tmp_path)
+
+    def forbidden(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("zipfile.ZipFile", forbidden)
+    refused(spec, r"cannot read .*data\.npz: Permission denied")

@@ -111,6 +111,19 @@ def test_own_data_is_standardised_by_its_own_statistics(tmp_path: Path, rng: np.
     np.testing.assert_allclose(preprocess.std, unit.std(0), atol=6e-5)
 
 
+def test_statistics_of_many_images_come_from_a_fair_sample(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch
+) -> None:
+    monkeypatch.setattr(datasets, "_SAMPLE", 100)
+    pixels = rng.integers(0, 256, (1000, 4, 4), dtype=np.uint8)
+    pixels[::10] //= 16  # every tenth is dark, and a step of ten would see only these
+    labels = np.arange(1000) % 4
+    spec = save(tmp_path / "data.npz", rng, x_train=pixels, y_train=labels, x_test=pixels[:12])
+    preprocess = load_dataset(spec).preprocess
+    assert abs(preprocess.mean[0] - pixels.mean() / 255) < 0.05
+    assert abs(preprocess.mean[0] - pixels[::10].mean() / 255) > 0.3
+
+
 def test_own_data_is_not_flipped_or_cropped_unasked(tmp_path: Path, rng: np.random.Generator) -> None:
     assert load_dataset(save(tmp_path / "data.npz", rng)).augmentation == Augmentation()
 

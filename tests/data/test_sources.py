@@ -101,7 +101,7 @@ def test_a_test_part_alone_is_said(tmp_path: Path, make) -> None:
     found = read_source("kmnist", tmp_path)
     assert found.train is None
     assert len(found.test) == TEST
-    assert found.notes == (f"kmnist: no train files in {tmp_path}; only the other part is used.",)
+    assert found.notes == (f"kmnist: {tmp_path} has no training images; only the test images are used.",)
 
 
 @pytest.mark.parametrize(

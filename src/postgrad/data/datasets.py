@@ -93,14 +93,17 @@ def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
 def _read(
     spec: str, kind: str, value: str, data_dir: str | os.PathLike[str] | None, size: int | None, budget: int
 ) -> Found:
-    if spec == "digits":
-        return _digits()
-    if spec in SOURCES:
-        return read_source(spec, data_folder(data_dir))
-    if kind == "folder" and value:
-        return read_folder(Path(value).expanduser(), size=size, budget=budget)
-    if kind == "npz" and value:
-        return read_npz(Path(value).expanduser(), budget=budget)
+    try:
+        if spec == "digits":
+            return _digits()
+        if spec in SOURCES:
+            return read_source(spec, data_folder(data_dir))
+        if kind == "folder" and value:
+            return read_folder(Path(value).expanduser(), size=size, budget=budget)
+        if kind == "npz" and value:
+            return read_npz(Path(value).expanduser(), budget=budget)
+    except OSError as error:
+        raise UserError(f"{spec}: cannot read {error.filename or 'it'}: {error.strerror or error}") from error
     raise unknown_name("data set", spec, DATASETS)
 
 
@@ -137,11 +140,16 @@ def _digest(train: Images | None, test: Images | None) -> tuple[str, int]:
 
 
 def _measured(images: Images | None) -> Preprocessing:
-    """Standardisation by the mean and deviation of each channel, over an even sample of the images."""
+    """Standardisation by the mean and deviation of each channel, over a sample of the images.
+
+    The sample is random, since files may have a period: every sixth image of MNIST is darker than the rest.
+    """
     assert images is not None
+    sample = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_SAMPLE].sort().values
     counts = torch.zeros(images.images.shape[1], 256, dtype=torch.float64)
-    for chunk in images.images[:: max(1, len(images) // _SAMPLE)].split(_SLICE):
-        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in chunk.unbind(1)])
+    for chunk in sample.split(_SLICE):
+        channels = images.images[chunk].unbind(1)
+        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels])
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = counts @ values / counts.sum(1)
     std = (counts @ values.square() / counts.sum(1) - mean.square()).clamp(min=0).sqrt()

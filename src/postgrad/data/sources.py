@@ -208,7 +208,8 @@ def read_source(name: str, folder: Path) -> Found:
     class_names, read, notes = source.class_names, {}, []
     for part, located in parts.items():
         if located is None:
-            notes.append(f"{name}: no {part} files in {folder}; only the other part is used.")
+            absent, present = ("training", "test") if part == "train" else ("test", "training")
+            notes.append(f"{name}: {folder} has no {absent} images; only the {present} images are used.")
             continue
         layout, paths = located
         for path in paths:
