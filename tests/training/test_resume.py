@@ -167,6 +167,25 @@ def test_ctrl_c_keeps_the_step_that_was_under_way(problem, same_bits, tmp_path):
     assert same_bits(model, problem.train(recipe)[0])
 
 
+def test_an_interrupt_while_a_batch_is_made_keeps_all_steps_before(problem, same_bits, tmp_path):
+    """Where Ctrl-C is not ours to defer, it may still come at a place where the weights are whole."""
+    recipe = Recipe(steps=20, batch_size=16, optimizer="adam", lr=0.01)
+    steps = 0
+
+    def interrupted(indices, generator):
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise KeyboardInterrupt
+        return problem.make_batch(indices, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        problem.train(recipe, directory=tmp_path, make_batch=interrupted)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["position"]["step"] == 7
+    model, _ = problem.train(recipe, directory=tmp_path, resume=True)
+    assert same_bits(model, problem.train(recipe)[0])
+
+
 def test_a_second_ctrl_c_leaves_at_once(problem, tmp_path):
     def interrupt_twice(model, batch):
         os.kill(os.getpid(), signal.SIGINT)

@@ -87,9 +87,12 @@ def train(
     every = recipe.validation_interval(n)
     training = Training(model, optimizer, fabric.strategy.precision, Stopwatch(fabric.device), recipe, n)
 
-    def take_step(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Any, float]:
         indices, generator, weight = batches(step)
-        value = loss(network, fabric.to_device(make_batch(indices, generator)))
+        return fabric.to_device(make_batch(indices, generator)), weight
+
+    def update(batch: Any, weight: float) -> Tensor:
+        value = loss(network, batch)
         if weight != 1:
             value = value * weight
         optimizer.zero_grad()
@@ -119,14 +122,19 @@ def train(
         if saved is not None:
             training.load_state_dict(saved)
         else:
-            training.start(planned_steps(recipe, n, fabric, training, take_step, measure))
+            training.start(planned_steps(recipe, n, fabric, training, lambda step: update(*draw(step)), measure))
             save()
         now = training.position
         save_due = time.monotonic() + SAVE_EVERY_SECONDS
         with progress(label, now.total, start=now.step) if main else contextlib.nullcontext(_say_nothing) as advance:
             while now.step < now.total and not now.reached_target:
                 lr = float(optimizer.param_groups[0]["lr"])
-                value, stop = _agreed(fabric, float(take_step(now.step)), interrupted())
+                try:
+                    batch = draw(now.step)
+                except KeyboardInterrupt:  # no weight has changed since the last step was over
+                    save()
+                    raise
+                value, stop = _agreed(fabric, float(update(*batch)), interrupted())
                 if not math.isfinite(value):
                     raise _diverged(label, value, now.step + 1, lr)
                 training.advance(value)
