@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from postgrad.artifacts import read_manifest, read_tensors, save_tensors, write_manifest
 from postgrad.data.inputs import image_tensor, label_tensor
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
-from postgrad.errors import UserError
+from postgrad.errors import UserError, unknown_name
 from postgrad.files import write_atomic
 from postgrad.gradients.space import GradientSpace
 from postgrad.models import checkpoints
@@ -230,6 +230,8 @@ class GradNet(ClassifierMixin, BaseEstimator):
 
         With `directory` an interrupted fit goes on from its last checkpoint and ends with the same bits.
         """
+        if self.labels not in ("random", "all"):
+            raise unknown_name("choice of labels", str(self.labels), ("random", "all"))
         images = image_tensor(x)
         targets = label_tensor(y, len(images))
         space = self._prepare(images[:3])
@@ -271,7 +273,8 @@ class GradNet(ClassifierMixin, BaseEstimator):
 
     def predict(self, x: Any) -> np.ndarray:
         """The class index (N,) of the largest logit."""
-        return self.classes_[self.decision_function(x).argmax(axis=1)]
+        winners = self.decision_function(x).argmax(axis=1)
+        return self.classes_[winners]
 
     @property
     def inference_passes(self) -> int:

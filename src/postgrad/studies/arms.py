@@ -155,6 +155,7 @@ def _fit_base(seed_run: SeedRun, directory: Path) -> Fitted:
     )
     if config.base_accuracy is None:
         return Fitted(model, history.cpu_seconds, f"{history.steps} steps")
+    assert history.best_metrics is not None
     reached = f"{history.best_metrics['accuracy']:.4f}"
     if not history.reached_target:
         run.warn(
