@@ -122,7 +122,7 @@ def _zero_below(values, threshold):  # type: ignore[no-untyped-def]
 
 @_compiled()
 def _scale_root_above(values, threshold, low, width, roots):  # type: ignore[no-untyped-def]
-    """(v − low) / width for values above the threshold and its signed square root `roots` times; zero for the others."""
+    """(v − low) / width for values above the threshold and its signed square root `roots` times; zero for others."""
     if roots == 1:
         for i in range(len(values)):
             value = values[i]

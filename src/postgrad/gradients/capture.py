@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from postgrad.errors import UserError
 
 Slots = Mapping[str, str]
 """Which block each of a layer's own parameters belongs to: `{"weight": "conv1.weight", "bias": "conv1.bias"}`."""
@@ -22,27 +25,22 @@ class Call:
     name: str
     slots: Slots
     input: Tensor
-    version: int
     edge: GradientEdge
     output_shape: torch.Size
-
-    @property
-    def input_was_modified(self) -> bool:
-        """Whether something wrote into the input after the layer had read it."""
-        return self.input._version != self.version
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module, parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Eval mode with autograd on for exactly `parameters`; all modes and flags are put back afterwards."""
+    """Eval mode and full precision, autograd on for exactly `parameters`; modes and flags are put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters}
+    device = next((parameter.device.type for parameter, _ in flags), "cpu")
     try:
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(id(parameter) in wanted)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
         for module, training in modes:
@@ -55,11 +53,11 @@ def run(
     forward: Callable[[Tensor], Tensor],
     x: Tensor,
     layers: Mapping[str, tuple[nn.Module, Slots]],
-    keep_copies: Collection[str] = (),
 ) -> tuple[Tensor, list[Call]]:
     """The network's answer and the calls of `layers`, in the order in which they were made.
 
-    Inputs are kept without a copy, but for the layers named in `keep_copies`.
+    Inputs are kept without a copy: where something overwrites one later, autograd itself refuses the weight's gradient,
+    and so does the trial that precedes all use.
     """
     calls: list[Call] = []
 
@@ -67,11 +65,8 @@ def run(
         def record(layer: nn.Module, arguments: tuple[Tensor, ...], output: object) -> None:
             if not (arguments and isinstance(output, Tensor) and output.requires_grad):
                 return
-            activation = arguments[0].detach()
-            if name in keep_copies:
-                activation = activation.clone()
             edge = get_gradient_edge(_node_holder(output))
-            calls.append(Call(layer, name, slots, activation, activation._version, edge, output.shape))
+            calls.append(Call(layer, name, slots, arguments[0].detach(), edge, output.shape))
 
         return record
 
@@ -96,18 +91,33 @@ def _node_holder(output: Tensor) -> Tensor:
 
 
 def deltas(
-    logits: Tensor, calls: Sequence[Call], cotangents: Sequence[Tensor], *, retain: bool = False
+    logits: Tensor,
+    calls: Sequence[Call],
+    cotangents: Iterable[Tensor],
+    *,
+    unused: Sequence[nn.Parameter] = (),
+    retain: bool = False,
 ) -> Iterator[list[Tensor | None]]:
     """For each cotangent (N, C) of the logits: what reaches each call's output; no weight gradient is computed.
 
     One backward pass for each cotangent. On a CPU this is two to three times faster than one vectorised pass
     (`is_grads_batched`): vmap moves the label axis about and takes oneDNN's convolutions off their fast layouts.
+    `unused` parameters must have no part in the logits.
     """
+    directions = list(cotangents)
     edges = [call.edge for call in calls]
-    for number, cotangent in enumerate(cotangents):
-        more = retain or number + 1 < len(cotangents)
-        found = torch.autograd.grad(logits, edges, cotangent, retain_graph=more, allow_unused=True)
+    sources: list[Any] = [*edges, *unused]
+    if not sources:
+        return
+    for number, direction in enumerate(directions):
+        more = retain or number + 1 < len(directions)
+        found = torch.autograd.grad(logits, sources, direction, retain_graph=more, allow_unused=True)
+        if any(gradient is not None for gradient in found[len(edges) :]):
+            raise UserError(
+                "a parameter that no image of the example used is used now; give the engine an example of images that "
+                "use every parameter"
+            )
         yield [
             None if delta is None else delta.reshape(call.output_shape)
-            for call, delta in zip(calls, found, strict=True)
+            for call, delta in zip(calls, found, strict=False)
         ]

@@ -1,10 +1,11 @@
-"""Closed forms: a layer's input and what reaches its output, contracted to one gradient for each image and label."""
+"""Closed forms: a layer's input and what reaches its output, contracted to a gradient for each image and label."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 @dataclass(frozen=True)
 class ClosedForm:
     """How a layer's tensors are laid out: features on axis 1 ("second") or last, in `groups` equal groups.
 
-    `activation(x)` turns the layer's input, (B, ...), into (B, groups, K, P): for each of P places the K numbers that a
-    weight multiplies. What reaches the output is brought to (B, groups, O, P), and the gradient is their product over P.
+    `activation(x)` turns the layer's input, (B, …), into (B, groups, K, P): for each of P places the K numbers that a
+    weight multiplies. What reaches the output is brought to (B, groups, O, P); the weight's gradient is the sum of
+    their products over P, the bias's the sum of the latter. An embedding's input stays what it is: (B, …) indices.
     """
 
     layout: Literal["second", "last"]
@@ -28,36 +32,27 @@ class ClosedForm:
 
 
 def closed_form(layer: nn.Module) -> ClosedForm | None:
-    """The closed form of a layer, or None where there is none (embeddings are `is_lookup`)."""
+    """The closed form of a layer's own parameters, or None where there is none."""
     if isinstance(layer, nn.Linear):
         return ClosedForm("last", 1, layer.out_features, _linear_inputs)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return ClosedForm("second", layer.groups, layer.out_channels, lambda x: convolution_patches(layer, x))
+    if isinstance(layer, _CONVOLUTIONS):
+        return ClosedForm("second", layer.groups, layer.out_channels, functools.partial(convolution_patches, layer))
+    if isinstance(layer, nn.Embedding):
+        # A gradient that is scaled by frequencies within a batch belongs to no image alone.
+        return None if layer.scale_grad_by_freq else ClosedForm("last", 1, layer.embedding_dim, lambda x: x)
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
         features = math.prod(layer.normalized_shape)
-        return ClosedForm("last", features, features, lambda x: _normalised_last(layer, x))
+        return ClosedForm("last", features, features, functools.partial(_normalised_last, layer))
     if isinstance(layer, nn.GroupNorm):
-        normalise = lambda x: F.group_norm(x, layer.num_groups, eps=layer.eps)  # noqa: E731
-        return ClosedForm("second", layer.num_channels, layer.num_channels, lambda x: _normalised_second(normalise(x)))
+        return ClosedForm("second", layer.num_channels, layer.num_channels, functools.partial(_group_norm, layer))
     if isinstance(layer, nn.modules.batchnorm._NormBase):
-        features = layer.num_features
-        return ClosedForm("second", features, features, lambda x: _normalised_second(_running_norm(layer, x)))
+        return ClosedForm("second", layer.num_features, layer.num_features, functools.partial(_running_norm, layer))
     return None
-
-
-def is_lookup(layer: nn.Module) -> bool:
-    """Whether a layer is an embedding whose gradient is a plain sum over its look-ups."""
-    return isinstance(layer, nn.Embedding) and not layer.scale_grad_by_freq
-
-
-def has_closed_form(layer: nn.Module) -> bool:
-    """Whether the gradients of a layer's own parameters can be written down."""
-    return is_lookup(layer) or closed_form(layer) is not None
 
 
 def fits(layer: nn.Module, x: Tensor, output_shape: Sequence[int], images: int) -> bool:
     """Whether a call's tensors hold `images` images on their first axis (or a multiple: windows of each image)."""
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and x.dim() != len(layer.kernel_size) + 2:
+    if isinstance(layer, _CONVOLUTIONS) and x.dim() != len(layer.kernel_size) + 2:
         return False
     if x.dim() == 0 or not output_shape or x.shape[0] != output_shape[0]:
         return False
@@ -80,15 +75,18 @@ def _normalised_last(layer: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
     return normalised.reshape(x.shape[0], -1, math.prod(shape)).transpose(1, 2).unsqueeze(2)
 
 
-def _normalised_second(normalised: Tensor) -> Tensor:
-    return normalised.reshape(normalised.shape[0], normalised.shape[1], 1, -1)
+def _group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
+    return F.group_norm(x, layer.num_groups, eps=layer.eps).reshape(x.shape[0], x.shape[1], 1, -1)
 
 
 def _running_norm(layer: Any, x: Tensor) -> Tensor:
     """Batch and instance normalisation in eval mode, without their affine part."""
     if layer.running_mean is None:
-        return F.instance_norm(x, eps=layer.eps)
-    return F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+        normalised = F.instance_norm(x, eps=layer.eps)
+    else:
+        mean, variance = layer.running_mean.to(x.dtype), layer.running_var.to(x.dtype)
+        normalised = F.batch_norm(x, mean, variance, eps=layer.eps)
+    return normalised.reshape(x.shape[0], x.shape[1], 1, -1)
 
 
 def convolution_patches(layer: Any, x: Tensor) -> Tensor:
@@ -140,7 +138,7 @@ def arrange(form: ClosedForm, delta: Tensor, images: int) -> Tensor:
     return split.permute(0, 2, 3, 1, 4).flatten(3)
 
 
-def gather_windows(activation: Tensor, images: int) -> Tensor:
+def _gather_windows(activation: Tensor, images: int) -> Tensor:
     """(images × windows, G, K, P) to (images, G, K, windows × P)."""
     windows = activation.shape[0] // images
     if windows == 1:
@@ -151,40 +149,57 @@ def gather_windows(activation: Tensor, images: int) -> Tensor:
 # --- contraction -------------------------------------------------------------------------------------------------
 
 
-def contract_weight(delta: Tensor, activation: Tensor, out: Tensor, *, add: bool) -> None:
+def contract(
+    layer: nn.Module, x: Tensor, delta: Tensor, slots: Mapping[str, str], out: Mapping[str, Tensor], written: set[str]
+) -> None:
+    """Write one call's part of its blocks, or add it to those that `written` names already.
+
+    Args:
+        x: the call's input; delta: what reaches its output, (N, L, G, O, P) for N images and L labels.
+        slots: the block of "weight" and of "bias"; out: the blocks (N, L, numel), contiguous.
+    """
+    if "weight" in slots:
+        rows, add = out[slots["weight"]], slots["weight"] in written
+        if isinstance(layer, nn.Embedding):
+            _look_up(layer, x.reshape(delta.shape[0], -1), delta.squeeze(2), rows, add=add)
+        else:
+            form = closed_form(layer)
+            assert form is not None
+            _multiply(delta, _gather_windows(form.activation(x), delta.shape[0]), rows, add=add)
+    if "bias" in slots:
+        rows, summed = out[slots["bias"]], delta.sum(-1).flatten(2)
+        rows.add_(summed) if slots["bias"] in written else rows.copy_(summed)
+    written.update(slots.values())
+
+
+def _multiply(delta: Tensor, activation: Tensor, out: Tensor, *, add: bool) -> None:
     """Σ over places of delta (N, L, G, O, P) × activation (N, G, K, P), written or added to `out` (N, L, G·O·K)."""
     images, labels, groups, outputs, places = delta.shape
     inputs = activation.shape[2]
-    if groups == 1:
-        left = delta.reshape(images, labels * outputs, places)
-        right = activation.squeeze(1).transpose(1, 2)
-        rows = out.view(images, labels * outputs, inputs)
-        if add:
-            rows.baddbmm_(left, right)
-        elif places == 1:
-            torch.mul(left, right, out=rows)
-        else:
-            torch.bmm(left, right, out=rows)
+    if groups > 1:
+        left = delta.transpose(1, 2).reshape(images * groups, labels * outputs, places)
+        right = activation.reshape(images * groups, inputs, places).transpose(1, 2)
+        product = torch.bmm(left, right).view(images, groups, labels, outputs, inputs).transpose(1, 2)
+        rows = out.view(images, labels, groups, outputs, inputs)
+        rows.add_(product) if add else rows.copy_(product)
         return
-    left = delta.transpose(1, 2).reshape(images * groups, labels * outputs, places)
-    right = activation.reshape(images * groups, inputs, places).transpose(1, 2)
-    product = torch.bmm(left, right).view(images, groups, labels, outputs, inputs).transpose(1, 2)
-    rows = out.view(images, labels, groups, outputs, inputs)
-    rows.add_(product) if add else rows.copy_(product)
+    left = delta.reshape(images, labels * outputs, places)
+    right = activation.squeeze(1).transpose(1, 2)
+    rows = out.view(images, labels * outputs, inputs)
+    if add:
+        rows.baddbmm_(left, right)
+    elif places == 1:
+        torch.mul(left, right, out=rows)
+    else:
+        torch.bmm(left, right, out=rows)
 
 
-def contract_bias(delta: Tensor, out: Tensor, *, add: bool) -> None:
-    """Σ over places of delta (N, L, G, O, P), written or added to `out` (N, L, G·O)."""
-    summed = delta.sum(-1).flatten(2)
-    out.add_(summed) if add else out.copy_(summed)
-
-
-def contract_lookup(layer: nn.Embedding, delta: Tensor, indices: Tensor, out: Tensor, *, add: bool) -> None:
-    """Add delta (N, L, P, width) to the rows of `out` (N, L, entries × width) that `indices` (N, P) looked up."""
-    images, labels, places, width = delta.shape
+def _look_up(layer: nn.Embedding, indices: Tensor, delta: Tensor, out: Tensor, *, add: bool) -> None:
+    """Add delta (N, L, width, P) to the rows of `out` (N, L, entries × width) that `indices` (N, P) looked up."""
+    images, labels, width, places = delta.shape
     if not add:
         out.zero_()
     if layer.padding_idx is not None:
-        delta = delta * (indices != layer.padding_idx)[:, None, :, None]
+        delta = delta * (indices != layer.padding_idx)[:, None, None, :]
     where = indices[:, None, :, None].expand(images, labels, places, width)
-    out.view(images, labels, layer.num_embeddings, width).scatter_add_(2, where, delta)
+    out.view(images, labels, layer.num_embeddings, width).scatter_add_(2, where, delta.transpose(2, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.gradients import capture, contract, fallback
-from postgrad.gradients.plan import check_logits, contract_call, cross_entropy_cotangents, make_plan
+from postgrad.gradients.plan import check_logits, cross_entropy_cotangents, make_plan
 
 Labels = Tensor | Literal["all"]
+
+_TILE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -69,62 +72,110 @@ class GradientEngine:
         self._image_shape = example.shape[1:]
         self._plan = make_plan(model, names, example)
         self.num_classes = self._plan.num_classes
+        self._unused = [tensors[name] for name in self._plan.unused]
         self._buffers: dict[str, Tensor] = {}
+        self._stores: dict[int, Tensor] = {}
 
     def images_per_chunk(self, labels: Labels) -> int:
-        """How many images at a time keep the engine's buffers inside `memory`."""
+        """How many images at a time keep the engine's buffers inside `memory`.
+
+        What the network's own layers hold during its forward pass is not counted.
+        """
         rows = self.num_classes if isinstance(labels, str) else 1
-        numbers = rows * (sum(block.numel for block in self.blocks) + self._plan.delta_numbers)
-        needed = numbers * self._parameters[0].element_size()
-        if needed > self.memory:
+        needed = rows * sum(block.numel for block in self.blocks) * self._parameters[0].element_size()
+        room = self.memory - min(_TILE_BYTES, self.memory // 4)
+        if needed > room:
             raise UserError(
-                f"the gradients of one image under {rows} label{'s' * (rows > 1)} take {needed / 2**30:.2f} GiB, more "
-                f"than the memory budget of {self.memory / 2**30:.2f} GiB; raise it, or choose fewer layers"
+                f"the gradients of one image under {rows} label{'s' * (rows > 1)} take {needed / 2**30:.3g} GiB, more "
+                f"than the memory budget of {self.memory / 2**30:.3g} GiB allows; raise it, or choose fewer layers"
             )
-        return self.memory // needed
+        return room // needed
 
     def gradients(self, x: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, rows (R, numel)) for each block; R = N for given labels, N·C in (image, label) order for "all".
 
-        The rows are the engine's buffers, overwritten by the next call. `logits` is set when this returns.
+        The rows are the engine's buffers, overwritten by the next call. `logits` (N, C) is set on return.
         """
         self._check_images(x)
         candidates = self._labels(x, labels)
-        if len(x) == 0:
-            self.logits = x.new_zeros((0, self.num_classes), dtype=self._parameters[0].dtype)
-            return iter([(block.name, self._rows(block, 0)) for block in self.blocks])
-        with capture.evaluation_mode(self.model, self._parameters):
-            logits, calls = capture.run(self.model, x.detach(), self._plan.layers, self._plan.keep_copies)
-            check_logits(logits, len(x))
-            self.logits = logits.detach()
-            cotangents = cross_entropy_cotangents(logits, candidates)
-            reached = list(capture.deltas(logits, calls, list(cotangents.unbind(1)))) if calls else []
-        return self._contract(x, calls, reached, cotangents)
+        images, each = candidates.shape
+        blocks = {block.name: self._rows(block, images * each) for block in self.blocks}
+        answers = [self._parameters[0].new_zeros((0, self.num_classes))]
+        tile, labels_per_tile = self._tile(each)
+        for start in range(0, images, tile):
+            stop = min(start + tile, images)
+            part = {name: rows[start * each : stop * each].unflatten(0, (-1, each)) for name, rows in blocks.items()}
+            answers.append(self._write(x[start:stop].detach(), candidates[start:stop], labels_per_tile, part))
+        self.logits = torch.cat(answers)
+        return iter(blocks.items())
 
-    def _contract(
-        self, x: Tensor, calls: list[capture.Call], reached: list[list[Tensor | None]], cotangents: Tensor
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _write(self, x: Tensor, candidates: Tensor, labels_per_tile: int, out: dict[str, Tensor]) -> Tensor:
+        """Write the gradients of a few images into `out` (N, L, numel); the logits are returned."""
+        plan, images = self._plan, len(x)
+        with capture.evaluation_mode(self.model, self._parameters):
+            logits, calls = capture.run(self.model, x, plan.layers)
+            check_logits(logits, images)
+            for call in calls:
+                _check_call(call, images)
+            cotangents = cross_entropy_cotangents(logits, candidates)
+            starts = range(0, candidates.shape[1], labels_per_tile)
+            for start in starts:
+                directions = cotangents[:, start : start + labels_per_tile]
+                part = {name: rows[:, start : start + labels_per_tile] for name, rows in out.items()}
+                deltas = self._deltas(logits, calls, directions, retain=start != starts[-1])
+                written: set[str] = set()
+                for call, delta in zip(calls, deltas, strict=True):
+                    if delta is not None:
+                        contract.contract(call.layer, call.input, delta, call.slots, part, written)
+                for name in part.keys() - written - set(plan.slow):
+                    part[name].zero_()
+            del calls
+        for name, rows in self._slow_gradients(x, cotangents).items():
+            out[name].copy_(rows)
+        return logits.detach()
+
+    def _deltas(
+        self, logits: Tensor, calls: list[capture.Call], cotangents: Tensor, *, retain: bool
+    ) -> list[Tensor | None]:
+        """What reaches each call's output, as (N, L, G, O, P), gathered over the labels of cotangents (N, L, C)."""
         images, labels, _ = cotangents.shape
-        slow = self._slow_gradients(x, cotangents)
-        out = {block.name: self._rows(block, images * labels).view(images, labels, -1) for block in self.blocks}
-        for block in self.blocks:
-            rows = out[block.name]
-            written: set[str] = set()
-            for number, call in enumerate(calls):
-                slots = {slot: name for slot, name in call.slots.items() if name == block.name}
-                delta = [one[number] for one in reached]
-                if slots and delta[0] is not None:
-                    if not contract.fits(call.layer, call.input, call.output_shape, images):
-                        raise UserError(
-                            f"layer '{call.name}' got {tuple(call.input.shape)} for {images} images, which is no "
-                            "multiple of them; give the engine an example of the same form as the images"
-                        )
-                    contract_call(call, slots, torch.stack([d for d in delta if d is not None]), images, out, written)
-            if block.name in slow:
-                rows.copy_(slow[block.name])
-            elif not written:
-                rows.zero_()
-            yield block.name, rows.flatten(0, 1)
+        gathered: list[Tensor | None] = [None] * len(calls)
+        forms = [contract.closed_form(call.layer) for call in calls]
+        reached = capture.deltas(logits, calls, cotangents.unbind(1), unused=self._unused, retain=retain)
+        for label, deltas in enumerate(reached):
+            for number, (form, delta) in enumerate(zip(forms, deltas, strict=True)):
+                if delta is None or form is None:
+                    continue
+                arranged = contract.arrange(form, delta, images)
+                if labels == 1:
+                    gathered[number] = arranged.unsqueeze(1)
+                    continue
+                if label == 0:
+                    gathered[number] = self._scratch(number, arranged, labels)
+                whole = gathered[number]
+                assert whole is not None
+                whole[:, label] = arranged
+        return gathered
+
+    def _scratch(self, number: int, arranged: Tensor, labels: int) -> Tensor:
+        """A tensor (N, labels, …) for one call's deltas, in memory that is kept from one tile to the next."""
+        shape = (len(arranged), labels, *arranged.shape[1:])
+        store = self._stores.get(number)
+        if store is None or len(store) < math.prod(shape):
+            store = self._stores[number] = arranged.new_empty(math.prod(shape))
+        return store[: math.prod(shape)].view(shape)
+
+    def _tile(self, labels: int) -> tuple[int, int]:
+        """How many images, and how many labels of an image, are worked on at a time.
+
+        Small enough for the caches and for memory that is reused rather than fetched anew. The labels of an image are
+        divided only where they alone are too many; then one image makes a tile.
+        """
+        room = min(_TILE_BYTES, self.memory // 4) // self._parameters[0].element_size()
+        labels_per_tile = min(labels, max(1, room // max(1, self._plan.delta_numbers)))
+        if labels_per_tile < labels:
+            return 1, labels_per_tile
+        return max(1, room // max(1, labels * self._plan.delta_numbers, self._plan.patch_numbers)), labels
 
     def _slow_gradients(self, x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
         plan = self._plan
@@ -173,6 +224,14 @@ class GradientEngine:
         return labels.to(x.device, torch.int64)[:, None]
 
 
+def _check_call(call: capture.Call, images: int) -> None:
+    if not contract.fits(call.layer, call.input, call.output_shape, images):
+        raise UserError(
+            f"layer '{call.name}' got {tuple(call.input.shape)} for {images} images, which is no multiple of them; "
+            "give the engine an example of the same form as the images"
+        )
+
+
 def weight_names(model: nn.Module) -> list[str]:
     """Names of the weights with two axes or more, in order: no biases, no normalisation layers."""
     return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
@@ -181,7 +240,7 @@ def weight_names(model: nn.Module) -> list[str]:
 def select_parameters(
     model: nn.Module, *, layers: Sequence[str] | None = None, parameters: Sequence[str] | None = None
 ) -> list[str]:
-    """The names, in `named_parameters()` order, that `layers` or `parameters` ask for (tied ones by their first name)."""
+    """The names, in `named_parameters()` order, that `layers` or `parameters` ask for (tied by first name)."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     if not first:
         raise UserError("the model has no parameters, so there is nothing to take gradients of")

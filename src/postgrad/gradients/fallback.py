@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 State = Mapping[str, Tensor]
 """Tensors that stand in for a network's own parameters and buffers, by name."""
@@ -33,10 +35,14 @@ def vectorised(
         def logits(parameters: dict[str, Tensor]) -> Tensor:
             return functional_call(model, {**others, **parameters}, (image.unsqueeze(0),)).squeeze(0)
 
-        _, pull = vjp(logits, chosen)
+        pull = vjp(logits, chosen)[1]
         return torch.vmap(lambda direction: pull(direction)[0])(directions)
 
-    found = torch.vmap(of_one_image)(x, cotangents)
+    # The fused attention kernels have no vmap rule and would run one image at a time; of other such operations torch
+    # would warn each time, where the engine has said once that this way is slow.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        found = torch.vmap(of_one_image)(x, cotangents)
     return {name: gradient.flatten(2) for name, gradient in found.items()}
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,11 @@ class Plan:
     slow: tuple[str, ...] = ()
     vectorised: bool = True
     unused: tuple[str, ...] = ()
-    keep_copies: frozenset[str] = field(default=frozenset())
     num_classes: int = 0
     delta_numbers: int = 0
-    """What one image's layers put out together; the engine counts its working memory with it."""
+    """How many numbers reach the layers' outputs, for one image and label."""
+    patch_numbers: int = 0
+    """How many numbers the largest layer's patches have, for one image."""
 
 
 def make_plan(model: nn.Module, names: Sequence[str], example: Tensor) -> Plan:
@@ -42,10 +44,10 @@ def make_plan(model: nn.Module, names: Sequence[str], example: Tensor) -> Plan:
     _refuse_batch_statistics(model)
     layers = _candidates(model, names)
     x = _probe_images(example)
-    state: State | None = _double(model)
+    state: State | None = _double(model, names)
     double = x.double() if x.is_floating_point() else x
-    parameters = list(model.parameters())
-    with capture.evaluation_mode(model, parameters):
+    tensors = dict(model.named_parameters())
+    with capture.evaluation_mode(model, [tensors[name] for name in names]):
         try:
             fallback.answer(model, double, state)
         except (RuntimeError, TypeError):
@@ -59,15 +61,12 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
 
     logits, calls = capture.run(forward, x, layers)
     check_logits(logits, len(x))
-    copies = frozenset(call.name for call in calls if call.input_was_modified)
-    if copies:
-        logits, calls = capture.run(forward, x, layers, copies)
     _refuse_mixing(forward, x, logits.detach())
 
     classes = logits.shape[1]
     labels = torch.arange(len(x), device=x.device) % classes
     cotangents = cross_entropy_cotangents(logits, labels[:, None])
-    reference = fallback.looped(model, names, x, cotangents, state)
+    reference = _reference(model, names, x, cotangents, state)
     found = _closed_forms(names, reference, logits, calls, cotangents)
 
     agree = {name for name, gradient in reference.items() if gradient is not None and _agrees(found, reference, name)}
@@ -84,10 +83,19 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         slow=slow,
         vectorised=vectorised,
         unused=unused,
-        keep_copies=copies,
         num_classes=classes,
         delta_numbers=sum(call.output_shape.numel() for call in calls) // len(x),
+        patch_numbers=max((_patch_numbers(call) for call in calls), default=0) // len(x),
     )
+
+
+def _reference(
+    model: nn.Module, names: Sequence[str], x: Tensor, cotangents: Tensor, state: State | None
+) -> dict[str, Tensor | None]:
+    try:
+        return fallback.looped(model, names, x, cotangents, state)
+    except RuntimeError as error:
+        raise UserError(f"the model cannot be differentiated: {str(error).splitlines()[0]}") from error
 
 
 def _closed_forms(
@@ -114,40 +122,11 @@ def _closed_forms(
         written: set[str] = set()
         for call, delta in zip(calls, reached, strict=True):
             blocks = {slot: block for slot, block in call.slots.items() if block in found}
-            if delta is not None and blocks:
-                contract_call(call, blocks, delta.unsqueeze(0), images, found, written)
+            form = contract.closed_form(call.layer)
+            if delta is not None and blocks and form is not None:
+                arranged = contract.arrange(form, delta, images).unsqueeze(1)
+                contract.contract(call.layer, call.input, arranged, blocks, found, written)
     return found
-
-
-def contract_call(
-    call: capture.Call,
-    slots: Mapping[str, str],
-    stacked: Tensor,
-    images: int,
-    out: Mapping[str, Tensor],
-    written: set[str],
-) -> None:
-    """Write, or add where `written` has the block already, one call's part of its blocks; stacked: (labels, …)."""
-    layer = call.layer
-    if isinstance(layer, nn.Embedding):
-        block = slots["weight"]
-        delta = stacked.unflatten(1, (images, -1)).flatten(2, -2).transpose(0, 1)
-        delta = delta.reshape(images, len(stacked), -1, layer.embedding_dim)
-        contract.contract_lookup(layer, delta, call.input.reshape(images, -1), out[block], add=block in written)
-        written.add(block)
-        return
-    form = contract.closed_form(layer)
-    assert form is not None
-    delta = torch.stack([contract.arrange(form, one, images) for one in stacked], dim=1)
-    if "weight" in slots:
-        block = slots["weight"]
-        activation = contract.gather_windows(form.activation(call.input), images)
-        contract.contract_weight(delta, activation, out[block], add=block in written)
-        written.add(block)
-    if "bias" in slots:
-        block = slots["bias"]
-        contract.contract_bias(delta, out[block], add=block in written)
-        written.add(block)
 
 
 def cross_entropy_cotangents(logits: Tensor, labels: Tensor) -> Tensor:
@@ -185,6 +164,13 @@ def _agrees(found: Mapping[str, Tensor], reference: Mapping[str, Tensor | None],
     return bool((error <= 10 * epsilon**0.5 * gradient.norm(dim=-1) + floor).all())
 
 
+def _patch_numbers(call: capture.Call) -> int:
+    if isinstance(call.layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        places = call.output_shape.numel() // call.layer.out_channels
+        return places * call.layer.in_channels * math.prod(call.layer.kernel_size)
+    return call.input.numel()
+
+
 def _vmap_agrees(
     model: nn.Module,
     slow: Sequence[str],
@@ -214,20 +200,20 @@ def _candidates(model: nn.Module, names: Sequence[str]) -> Layers:
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     layers: Layers = {}
     for name, layer in model.named_modules():
-        own = {slot: first[id(p)] for slot, p in layer.named_parameters(recurse=False) if slot in ("weight", "bias")}
-        slots = {slot: block for slot, block in own.items() if block in wanted}
-        if slots and contract.has_closed_form(layer):
+        own = {slot: first[id(tensor)] for slot, tensor in layer.named_parameters(recurse=False)}
+        slots = {slot: block for slot, block in own.items() if slot in ("weight", "bias") and block in wanted}
+        if slots and contract.closed_form(layer) is not None:
             layers[name] = (layer, slots)
     return layers
 
 
-def _double(model: nn.Module) -> dict[str, Tensor]:
-    """The network's tensors in float64."""
+def _double(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """The network's tensors in float64, with autograd on for the named parameters."""
     state: dict[str, Tensor] = {}
-    for name, tensor in model.named_parameters():
-        state[name] = tensor.detach().double().requires_grad_() if tensor.is_floating_point() else tensor
-    for name, tensor in model.named_buffers():
-        state[name] = tensor.double() if tensor.is_floating_point() else tensor
+    for name, parameter in model.named_parameters():
+        state[name] = parameter.detach().double().requires_grad_(name in names)
+    for name, buffer in model.named_buffers():
+        state[name] = buffer.double() if buffer.is_floating_point() else buffer
     return state
 
 
