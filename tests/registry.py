@@ -1,0 +1,31 @@
+"""The methods under test, each in the smallest setting that shows it at work; one battery runs on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from postgrad.methods.registry import METHODS
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """A method of shape "second stage": `make` gives an unfitted estimator over a trained network."""
+
+    make: Callable[[nn.Module], Any]
+
+
+def _gradnet(model: nn.Module) -> Any:
+    from postgrad import GradNet
+
+    return GradNet(model, epochs=1, batch_size=10, random_state=0)
+
+
+SECOND_STAGE: dict[str, SecondStage] = {"gradnet": SecondStage(_gradnet)}
+
+assert set(SECOND_STAGE) == {name for name, method in METHODS.items() if method.shape == "second stage"}, (
+    "every second-stage method of the registry needs an entry here"
+)
