@@ -252,7 +252,7 @@ NETWORKS: dict[str, Callable[[], Case]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build() -> Callable[..., Case]:
     """A network by name with a batch of images; the same each time."""
 
@@ -303,18 +303,18 @@ def _relative_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     return float(torch.stack(errors).max())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def loop_gradients() -> Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]:
     """One forward and one backward pass for each image."""
     return _loop_gradients
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def func_gradients() -> Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]:
     """torch.func's vmap of grad."""
     return _func_gradients
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def relative_error() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], float]:
     return _relative_error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from postgrad.gradients.engine import GradientEngine, Labels
@@ -28,22 +27,26 @@ def per_sample_gradients(
 
     Args:
         model: a network from images (N, …) to logits (N, C), taken in eval mode and left as it was.
-        x: images (N, …) as the model takes them, at least one.
+        x: images (N, …) as the model takes them.
         labels: (N,) integers below C, or "all".
         layers: names of modules; None is every parameter that requires grad. `parameters`: names of parameters instead.
-        memory: bytes of working memory beside the result (never less than one image needs).
+        memory: bytes of working memory beside the result; the images are taken in chunks that fit.
 
     Returns:
         For each parameter (a tied one once, under its first name) (N, *shape), or (N, C, *shape) for "all".
 
     Raises:
-        UserError: labels out of range, wrong shapes, unknown names, a model that mixes the images of a batch.
+        UserError: labels out of range, wrong shapes, unknown names, a model that mixes the images of a batch, one
+            image's gradients beyond `memory`.
     """
-    engine = GradientEngine(model, x, layers=layers, parameters=parameters, memory=memory)
+    empty = isinstance(x, Tensor) and x.dim() > 0 and len(x) == 0
+    example = x.new_zeros((1, *x.shape[1:])) if empty else x
+    engine = GradientEngine(model, example, layers=layers, parameters=parameters, memory=memory)
     rows_each = engine.num_classes if isinstance(labels, str) else 1
     chunk = engine.images_per_chunk(labels)
+    engine.check(x, labels)
     result = {
-        block.name: torch.empty((len(x) * rows_each, block.numel), dtype=dtype_of(model, block.name), device=x.device)
+        block.name: x.new_empty((len(x) * rows_each, block.numel), dtype=model.get_parameter(block.name).dtype)
         for block in engine.blocks
     }
     for start in range(0, len(x), chunk):
@@ -52,8 +55,3 @@ def per_sample_gradients(
             result[name][start * rows_each : start * rows_each + len(rows)] = rows
     leading = (len(x), rows_each) if isinstance(labels, str) else (len(x),)
     return {block.name: result[block.name].view(*leading, *block.shape) for block in engine.blocks}
-
-
-def dtype_of(model: nn.Module, name: str) -> torch.dtype:
-    """The number type of a model's parameter."""
-    return model.get_parameter(name).dtype

@@ -40,7 +40,7 @@ def evaluation_mode(model: nn.Module, parameters: Collection[nn.Parameter]) -> I
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(id(parameter) in wanted)
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+        with torch.enable_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
         for module, training in modes:

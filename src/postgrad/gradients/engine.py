@@ -70,7 +70,8 @@ class GradientEngine:
         self._parameters = [tensors[name] for name in names]
         self._check_images(example)
         self._image_shape = example.shape[1:]
-        self._plan = make_plan(model, names, example)
+        with torch.inference_mode(False):
+            self._plan = make_plan(model, names, _ordinary(example))
         self.num_classes = self._plan.num_classes
         self._unused = [tensors[name] for name in self._plan.unused]
         self._buffers: dict[str, Tensor] = {}
@@ -91,13 +92,13 @@ class GradientEngine:
             )
         return room // needed
 
+    @torch.inference_mode(False)
     def gradients(self, x: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, rows (R, numel)) for each block; R = N for given labels, N·C in (image, label) order for "all".
 
         The rows are the engine's buffers, overwritten by the next call. `logits` (N, C) is set on return.
         """
-        self._check_images(x)
-        candidates = self._labels(x, labels)
+        candidates, x = self.check(x, labels), _ordinary(x)
         images, each = candidates.shape
         blocks = {block.name: self._rows(block, images * each) for block in self.blocks}
         answers = [self._parameters[0].new_zeros((0, self.num_classes))]
@@ -105,7 +106,7 @@ class GradientEngine:
         for start in range(0, images, tile):
             stop = min(start + tile, images)
             part = {name: rows[start * each : stop * each].unflatten(0, (-1, each)) for name, rows in blocks.items()}
-            answers.append(self._write(x[start:stop].detach(), candidates[start:stop], labels_per_tile, part))
+            answers.append(self._write(x[start:stop], candidates[start:stop], labels_per_tile, part))
         self.logits = torch.cat(answers)
         return iter(blocks.items())
 
@@ -207,13 +208,14 @@ class GradientEngine:
         if x.shape[1:] != shape:
             raise UserError(f"images: expected (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
 
-    def _labels(self, x: Tensor, labels: Labels) -> Tensor:
-        """The labels (N, L) under which each image's gradients are taken."""
+    def check(self, x: Tensor, labels: Labels) -> Tensor:
+        """Refuse images and labels that do not fit; return the labels (N, L) under which gradients are taken."""
+        self._check_images(x)
         if isinstance(labels, str):
             if labels != "all":
                 raise UserError(f"labels: expected a tensor of {len(x)} integers or 'all', got '{labels}'")
             return torch.arange(self.num_classes, device=x.device).expand(len(x), -1)
-        if not isinstance(labels, Tensor) or labels.dtype in (torch.bool,) or labels.is_floating_point():
+        if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
             raise UserError(f"labels: expected a tensor of {len(x)} integers or 'all'")
         if labels.shape != (len(x),):
             raise UserError(f"labels: expected shape ({len(x)},), one for each image, got {tuple(labels.shape)}")
@@ -222,6 +224,11 @@ class GradientEngine:
                 f"labels: expected 0 to {self.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
             )
         return labels.to(x.device, torch.int64)[:, None]
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    """Images that autograd may keep, also where they were made under `torch.inference_mode()`."""
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def _check_call(call: capture.Call, images: int) -> None:
