@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,26 @@ from torch.nn import functional as F
 
 from postgrad.controls.setting import Setting
 from postgrad.data.datasets import Images
-from postgrad.training import Recipe, train
+from postgrad.errors import UserError
+from postgrad.training import History, Recipe, Stopwatch, train
 
 TUNING_SHARE = 0.3
 """Of a control's time, the part that its learning-rate trials get together; all of it counts as the control's time."""
 
 VALIDATION_IMAGES = 1000
 
+DIVERGED = 0
+"""Kept in place of a trial's number of steps where its loss became infinite, so that a rerun leaves that rate out."""
+
 Batch = tuple[Tensor, Tensor]
+
+
+class Diverged(Exception):  # noqa: N818 (nothing is wrong: the grid was too wide, and the next rate is taken)
+    """A learning rate was too high; it took `cpu_seconds` to find out."""
+
+    def __init__(self, cpu_seconds: float) -> None:
+        super().__init__()
+        self.cpu_seconds = cpu_seconds
 
 
 @dataclass(frozen=True)
@@ -50,33 +63,70 @@ def tuned(
     """Train for `seconds` of process time in all: one short trial for each learning rate, then the best one's full run.
 
     Momentum .9, weight decay 5e-4, a cosine schedule to zero. What the times came to in steps is written into `steps`
-    under `key`, so that a later run with the same `steps` does the same.
+    under `key`, so that a later run with the same `steps` does the same. A rate at which the loss becomes infinite, in
+    its trial or afterwards, is left out; if that happens to all of them, it is a `UserError`.
     """
-    trial_seconds = seconds * TUNING_SHARE / len(rates)
-    trials: list[dict[str, Any]] = []
     spent = 0.0
+    trials: list[dict[str, Any]] = []
     for number, rate in enumerate(rates):
-        _, history = _run(
-            task, rate, trial_seconds, seed, directory / f"trial-{number}", steps, f"{key}/trial-{number}"
+        trial = f"trial-{number}"
+        try:
+            _, history = _run(
+                task, rate, seconds * TUNING_SHARE / len(rates), seed, directory / trial, steps, f"{key}/{trial}"
+            )
+        except Diverged as diverged:
+            spent += diverged.cpu_seconds
+            steps[f"{key}/{trial}"] = DIVERGED
+            trials.append({"lr": rate, "diverged": True})
+        else:
+            spent += history.cpu_seconds
+            trials.append({"lr": rate, **_last_metrics(history.rows)})
+    for number in _best_first(trials):
+        rate = rates[number]
+        try:
+            model, history = _run(
+                task, rate, seconds * (1 - TUNING_SHARE), seed, directory / "final", steps, f"{key}/final"
+            )
+        except Diverged as diverged:
+            spent += diverged.cpu_seconds
+            steps[f"{key}/trial-{number}"] = DIVERGED
+            trials[number]["diverged"] = True
+            shutil.rmtree(directory / "final")
+            continue
+        return Fitted(
+            model=model,
+            cpu_seconds=spent + history.cpu_seconds,
+            description=f"learning rate {rate:g} of {', '.join(f'{rate:g}' for rate in rates)}, {history.steps} steps",
+            trials=trials,
         )
-        trials.append({"lr": rate, **_last_metrics(history.rows)})
-        spent += history.cpu_seconds
-    best = max(trials, key=lambda trial: (trial["accuracy"], -trial["nll"]))["lr"]
-    model, history = _run(task, best, seconds * (1 - TUNING_SHARE), seed, directory / "final", steps, f"{key}/final")
-    return Fitted(
-        model=model,
-        cpu_seconds=spent + history.cpu_seconds,
-        description=f"learning rate {best:g} of {', '.join(f'{rate:g}' for rate in rates)}, {history.steps} steps",
-        trials=trials,
+    raise UserError(
+        f"{key}: the loss became infinite at every learning rate ({', '.join(f'{rate:g}' for rate in rates)}); "
+        "check the network's weights and the preprocessing"
     )
+
+
+def _best_first(trials: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The numbers of the trials that came to an end, by accuracy, then by NLL."""
+    ended = [number for number, trial in enumerate(trials) if "diverged" not in trial]
+    return sorted(ended, key=lambda number: (-trials[number]["accuracy"], trials[number]["nll"]))
 
 
 def _run(
     task: Task, rate: float, seconds: float, seed: int, directory: Path, steps: dict[str, int], key: str
-) -> tuple[nn.Module, Any]:
+) -> tuple[nn.Module, History]:
+    if steps.get(key) == DIVERGED:
+        raise Diverged(0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.make_model()
+    watch = Stopwatch(next(model.parameters()).device)
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        value = F.cross_entropy(network(batch[0]), batch[1])
+        if not value.isfinite():
+            raise Diverged(watch.cpu_seconds)
+        return value
+
     length = {"steps": steps[key]} if key in steps else {"budget": f"{max(seconds, 0.1):.3f}s"}
     recipe = Recipe(
         **length,
@@ -86,18 +136,19 @@ def _run(
         lr=rate,
         schedule="cosine",
     )
-    history = train(
-        model,
-        n=task.n,
-        make_batch=task.make_batch,
-        loss=lambda network, batch: F.cross_entropy(network(batch[0]), batch[1]),
-        recipe=recipe,
-        seed=seed,
-        validate=task.validate,
-        directory=directory,
-        resume=True,
-        label=key,
-    )
+    with watch:
+        history = train(
+            model,
+            n=task.n,
+            make_batch=task.make_batch,
+            loss=loss,
+            recipe=recipe,
+            seed=seed,
+            validate=task.validate,
+            directory=directory,
+            resume=True,
+            label=key,
+        )
     steps[key] = history.steps
     return model, history
 
