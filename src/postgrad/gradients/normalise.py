@@ -90,7 +90,7 @@ class Moments:
         mean = new.mean(0)
         total = self.count + len(rows)
         difference = mean - self.mean
-        self.squares += new.sub_(mean).square_().sum(0) + difference.square() * (self.count * len(rows) / total)
+        self.squares += (new - mean).square_().sum(0) + difference.square() * (self.count * len(rows) / total)
         self.mean += difference * (len(rows) / total)
         self.count = total
 
