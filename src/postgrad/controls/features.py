@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from postgrad.artifacts import read_manifest, read_tensors, save_tensors, write_manifest
 from postgrad.controls.setting import Setting
 from postgrad.controls.tuning import Fitted, Task, accuracy_and_nll, tuned
 from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Preprocessing
+from postgrad.errors import UserError
 from postgrad.models import checkpoints
 
 RATES = (0.005, 0.02, 0.08)
 VALIDATION_IMAGES = 1000
+BATCH = 250
 
 
 def last_layer(network: nn.Module, example: Tensor) -> str:
@@ -29,7 +32,8 @@ def last_layer(network: nn.Module, example: Tensor) -> str:
     hooks = [
         layer.register_forward_hook(lambda *_, name=name: called.append(name))
         for name, layer in network.named_modules()
-        if next(layer.children(), None) is None and next(layer.parameters(recurse=False), None) is not None
+        if is_parametrized(layer)
+        or (next(layer.children(), None) is None and next(layer.parameters(recurse=False), None) is not None)
     ]
     try:
         with torch.no_grad():
@@ -37,6 +41,8 @@ def last_layer(network: nn.Module, example: Tensor) -> str:
     finally:
         for hook in hooks:
             hook.remove()
+    if not called:
+        raise UserError("control-features reads what goes into the network's last layer; this network has no layers")
     return called[-1]
 
 
@@ -90,7 +96,7 @@ class FeaturesMLP:
         parts = [torch.empty(0, len(self.classes_))]
         device = next(self.base.parameters()).device
         with torch.no_grad():
-            for part in images.split(250) if len(images) else ():
+            for part in images.split(BATCH) if len(images) else ():
                 features = penultimate(self.base, self.layer, self.preprocess(part.to(device)))
                 parts.append(self.mlp(features).softmax(dim=1).cpu())
         return torch.cat(parts).numpy()
@@ -129,9 +135,11 @@ def control_features(setting: Setting) -> Fitted:
     """Fit the MLP on the images of the method, for the method's time, its learning rate chosen on validation data."""
     base = deepcopy(setting.base).eval()
     images, validation = setting.tuning_images, setting.validation
-    layer = last_layer(base, setting.preprocess(images.images[:1]))
+    layer = last_layer(base, setting.preprocess(images.images[:1].to(setting.device)))
     chosen = validation.subset(torch.arange(min(VALIDATION_IMAGES, len(validation))))
-    held_out = penultimate(base, layer, setting.preprocess(chosen.images))
+    held_out = torch.cat(
+        [penultimate(base, layer, setting.preprocess(part.to(setting.device))) for part in chosen.images.split(BATCH)]
+    )
     classes = setting.dataset.num_classes
     hidden = hidden_size(setting.method_parameters, held_out.shape[1], classes)
 
@@ -141,10 +149,12 @@ def control_features(setting: Setting) -> Fitted:
 
     def validate(mlp: nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            return accuracy_and_nll(mlp(held_out), chosen.labels)
+            return accuracy_and_nll(mlp(held_out).cpu(), chosen.labels)
 
     fitted = tuned(
-        Task(lambda: make_mlp(held_out.shape[1], hidden, classes), len(images), make_batch, validate),
+        Task(
+            lambda: make_mlp(held_out.shape[1], hidden, classes).to(setting.device), len(images), make_batch, validate
+        ),
         rates=RATES,
         seconds=setting.method_seconds,
         seed=setting.seed,

@@ -112,23 +112,19 @@ def control_same_price(setting: Setting, finetuned: nn.Module, more_data: nn.Mod
     The members of the ensemble share the method's time; augmentation at test time needs no training. The ensemble is
     tried without augmentation too, since on images that fill their frame a shift does more harm than good.
     """
-    share = setting.passes // MEMBERS or 1
+    count = min(MEMBERS, setting.passes)
+    share = setting.passes // count
     members = [
-        finetune(
-            setting,
-            setting.method_seconds / MEMBERS,
-            f"training-{number}",
-            setting.seed + 1000 * (number + 1),
-        )
-        for number in range(min(MEMBERS, setting.passes))
+        finetune(setting, setting.method_seconds / count, f"training-{number}", setting.seed + 1000 * (number + 1))
+        for number in range(count)
     ]
     candidates = {
         f"control-finetune under {setting.passes} views": _ensemble(setting, [finetuned], setting.passes),
         f"control-more-data under {setting.passes} views": _ensemble(setting, [more_data], setting.passes),
-        f"{len(members)} networks fine-tuned from the base, each under {share} views": _ensemble(
+        f"{count} networks fine-tuned from the base, each under {share} views": _ensemble(
             setting, [member.model for member in members], share
         ),
-        f"{len(members)} networks fine-tuned from the base": _ensemble(setting, [m.model for m in members], 1),
+        f"{count} networks fine-tuned from the base": _ensemble(setting, [m.model for m in members], 1),
     }
     validation = setting.validation
     scores = {name: _accuracy(candidate, validation) for name, candidate in candidates.items()}

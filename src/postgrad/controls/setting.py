@@ -37,6 +37,11 @@ class Setting:
     passes: int = 1
 
     @property
+    def device(self) -> torch.device:
+        """Where the base lies, and with it everything that is trained here."""
+        return next(self.base.parameters()).device
+
+    @property
     def train(self) -> Images:
         """All training images; `load_dataset` was asked for them before."""
         assert self.dataset.train is not None
@@ -57,9 +62,10 @@ class Setting:
         return f"seed{self.seed}/{self.directory.name}/{training}"
 
     def training_batch(self, images: Images, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augmented inputs and labels of some images."""
-        inputs = augment(images.images[indices], self.preprocess, self.augmentation, generator)
-        return inputs, images.labels[indices]
+        """Augmented inputs and labels of some images, on the device."""
+        chosen = images.images[indices].to(self.device)
+        inputs = augment(chosen, self.preprocess, self.augmentation, generator)
+        return inputs, images.labels[indices].to(self.device)
 
 
 def without(indices: Tensor, others: Tensor) -> Tensor:

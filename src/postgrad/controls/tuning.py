@@ -81,17 +81,16 @@ def tuned(
         else:
             spent += history.cpu_seconds
             trials.append({"lr": rate, **_last_metrics(history.rows)})
-    for number in _best_first(trials):
+    for attempt, number in enumerate(_best_first(trials), start=1):
         rate = rates[number]
+        place = directory / ("final" if attempt == 1 else f"final-{attempt}")
         try:
-            model, history = _run(
-                task, rate, seconds * (1 - TUNING_SHARE), seed, directory / "final", steps, f"{key}/final"
-            )
+            model, history = _run(task, rate, seconds * (1 - TUNING_SHARE), seed, place, steps, f"{key}/final")
         except Diverged as diverged:
             spent += diverged.cpu_seconds
             steps[f"{key}/trial-{number}"] = DIVERGED
             trials[number]["diverged"] = True
-            shutil.rmtree(directory / "final")
+            shutil.rmtree(place)
             continue
         return Fitted(
             model=model,

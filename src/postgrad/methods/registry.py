@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from postgrad.errors import UserError, unknown_name
 
@@ -91,13 +93,25 @@ def parse_settings(text: str, *, source: str) -> dict[str, Any]:
     return settings
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
-    """Compare options with what the method's class takes (this imports it); a wrong name is a `UserError`."""
-    parameters = inspect.signature(get_method(name).load()).parameters
-    known = [key for key in parameters if key != "model"]
+def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options as the method's class takes them (this imports it); a wrong name or type is a `UserError`."""
+    method = get_method(name).load()
+    hints = typing.get_type_hints(method.__init__)
+    known = [key for key in inspect.signature(method).parameters if key != "model"]
     for key in options:
         if key not in known:
             raise unknown_name(f"option of {name}", key, known)
+    return {key: _checked(f"{name}:{key}", hints.get(key, Any), value) for key, value in options.items()}
+
+
+def _checked(option: str, kind: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        wanted = dict.fromkeys(
+            each["msg"].removeprefix("Input should be ").partition(",")[0] for each in error.errors()
+        )
+        raise UserError(f"{option}: should be {' or '.join(wanted)}, got {value!r}") from error
 
 
 def _split_at_commas(text: str) -> list[str]:

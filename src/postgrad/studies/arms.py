@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from postgrad.controls import (
 from postgrad.controls.tuning import network_validator
 from postgrad.evaluation.scorecard import measure_cost
 from postgrad.files import write_atomic
-from postgrad.methods.registry import get_method
+from postgrad.methods.registry import check_options, get_method
 from postgrad.models.network import NetworkClassifier
 from postgrad.models.registry import create_model
 from postgrad.studies.config import MethodConfig
@@ -56,7 +55,7 @@ class SeedRun:
                 num_classes=self.run.dataset.num_classes,
                 in_channels=channels,
                 image_size=(height, width),
-            )
+            ).to(self.run.device)
 
     def classifier(self, model: Any) -> Any:
         """A network as a classifier; what classifies already is left as it is."""
@@ -64,7 +63,7 @@ class SeedRun:
             return model
         run = self.run
         return NetworkClassifier(
-            model, preprocess=run.preprocess, class_names=run.dataset.class_names, device=run.config.device
+            model, preprocess=run.preprocess, class_names=run.dataset.class_names, device=str(run.device)
         )
 
 
@@ -73,6 +72,21 @@ def run_seed(seed_run: SeedRun) -> None:
     base, base_record = _arm(seed_run, "base", "base", lambda directory: _fit_base(seed_run, directory))
     for method in seed_run.run.config.methods:
         _fit_method_and_controls(seed_run, method, base, base_record)
+
+
+def rehearse(seed_run: SeedRun) -> None:
+    """Make everything once in small, so that what does not fit together is said before hours of training.
+
+    The network sees two images, and each method is fitted on three for one step.
+    """
+    run = seed_run.run
+    base = seed_run.own or seed_run.fresh()
+    seed_run.classifier(base).predict_proba(_test(run).images[:2])
+    assert run.dataset.train is not None
+    few = run.dataset.train.subset(run.halves.method_train[:3])
+    for method in run.config.methods:
+        options = check_options(method.name, method.options) | {"steps": 1, "directory": None}
+        _estimator(seed_run, method, base, options).fit(few.images, few.labels)
 
 
 def _fit_method_and_controls(seed_run: SeedRun, method: MethodConfig, base: nn.Module, base_record: ArmRecord) -> None:
@@ -192,30 +206,36 @@ def base_recipe(model: str, epochs: float | None, accuracy: float | None, *, sma
 
 
 def _fit_method(seed_run: SeedRun, method: MethodConfig, base: nn.Module, directory: Path) -> Fitted:
-    """Fit a second-stage method on the second half."""
+    """Fit a second-stage method on the second half; the steps that a time budget became are kept."""
+    run = seed_run.run
+    options: dict[str, Any] = {"directory": directory / "training", "budget": run.config.budget}
+    options |= check_options(method.name, method.options)
+    if (key := f"seed{seed_run.seed}/{method.name}/training") in run.steps:
+        options["steps"] = run.steps[key]
+    assert run.dataset.train is not None
+    images = run.dataset.train.subset(run.halves.method_train)
+    validation = run.dataset.train.subset(run.halves.method_validation)
+    stage = _estimator(seed_run, method, base, options)
+    stage.fit(images.images, images.labels, validation=(validation.images, validation.labels))
+    if options["budget"] is not None:
+        run.steps[key] = stage.history_.steps
+    return Fitted(stage, stage.fit_cpu_seconds_, f"{stage.history_.steps} steps")
+
+
+def _estimator(seed_run: SeedRun, method: MethodConfig, base: nn.Module, options: dict[str, Any]) -> Any:
+    """The method's estimator over the base, with what the run settles and these options."""
     run = seed_run.run
     cls = get_method(method.name).load()
-    offered = {
+    settled = {
         "preprocess": run.preprocess,
         "augment": run.augmentation,
         "class_names": run.dataset.class_names,
         "random_state": seed_run.seed,
         "device": run.config.device,
         "memory": run.config.memory,
-        "directory": directory / "training",
-        "budget": run.config.budget,
-        "steps": run.steps.get(key := f"seed{seed_run.seed}/{method.name}/training"),
     }
     taken = inspect.signature(cls).parameters
-    options = {name: value for name, value in offered.items() if name in taken} | method.options
-    assert run.dataset.train is not None
-    images = run.dataset.train.subset(run.halves.method_train)
-    validation = run.dataset.train.subset(run.halves.method_validation)
-    stage = cls(base, **options)
-    stage.fit(images.images, images.labels, validation=(validation.images, validation.labels))
-    if run.config.budget is not None:
-        run.steps[key] = stage.history_.steps
-    return Fitted(stage, stage.fit_cpu_seconds_, f"{stage.history_.steps} steps")
+    return cls(base, **{name: value for name, value in (settled | options).items() if name in taken})
 
 
 def _arm(
@@ -234,10 +254,12 @@ def _arm(
     done = ArmRecord.read(directory)
     if done is not None:
         run.steps.update(done.steps)
+        for warning in done.warnings:
+            run.warn(warning)
         return _reload(seed_run, directory, done), done
     run.event("arm begins", arm=name, seed=seed_run.seed)
     directory.mkdir(parents=True, exist_ok=True)
-    began = perf_counter()
+    began, warned = perf_counter(), len(run.warnings)
     with peak_memory() as peak:
         fitted = fit(directory)
     seconds = perf_counter() - began
@@ -258,6 +280,7 @@ def _arm(
         trials=fitted.trials,
         method=method,
         control_for=control_for or [],
+        warnings=run.warnings[warned:],
     )
     _keep_curve(directory)
     record.write(directory)
@@ -269,7 +292,8 @@ def _arm(
 def _reload(seed_run: SeedRun, directory: Path, record: ArmRecord) -> Any:
     if record.kind == "base" and seed_run.own is not None:
         return seed_run.own
-    return load(directory)
+    model = load(directory)
+    return model.to(seed_run.run.device) if isinstance(model, nn.Module) else model
 
 
 def _score(seed_run: SeedRun, classifier: Any, directory: Path) -> float:
@@ -291,11 +315,9 @@ def _test(run: Run) -> Any:
 
 def _keep_curve(directory: Path) -> None:
     """Put the learning curve of the arm's last training beside its weights."""
-    for training in ("training", "training/final", "training-0/final"):
-        curve = directory / training / "metrics.csv"
-        if curve.exists():
-            shutil.copyfile(curve, directory / "metrics.csv")
-            return
+    for training in ("training", "training/final*", "training-0/final*"):
+        for curve in directory.glob(f"{training}/metrics.csv"):
+            write_atomic(directory / "metrics.csv", curve.read_bytes())
 
 
 def _drop_checkpoints(directory: Path) -> None:

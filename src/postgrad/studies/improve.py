@@ -21,11 +21,12 @@ from postgrad.models.registry import create_model
 from postgrad.models.weights import is_chainer_snapshot, load_weights
 from postgrad.reports.html import render
 from postgrad.reports.schema import write_results
-from postgrad.studies.arms import SeedRun, run_seed
+from postgrad.studies.arms import SeedRun, rehearse, run_seed
 from postgrad.studies.config import ImproveConfig
 from postgrad.studies.environment import environment
 from postgrad.studies.results import collect
-from postgrad.studies.run import Run, write_arrays
+from postgrad.studies.run import Run, resumable, write_arrays
+from postgrad.training import pick_device
 
 DEMO_ACCURACY = 0.85
 """Where the base of the embedded data stops: early on purpose, so that something is left to gain."""
@@ -52,13 +53,16 @@ def improve(config: ImproveConfig) -> Path:
         config.data, data_dir=config.data_dir, limit=config.limit, size=config.size, memory=config.memory
     )
     own = _own_network(config, dataset)
-    directory = config.resume or fresh_directory(config.out)
-    with locked(directory):
-        run = _open(config, directory, dataset, own)
+    run = _settled(config, dataset, own)
+    if config.resume is None:
+        rehearse(SeedRun(run, config.seeds[0], own))
+        run.directory = fresh_directory(config.out)
+    with locked(run.directory), resumable(run.directory, "improve"):
+        _open(run)
         for seed in config.seeds:
             run_seed(SeedRun(run, seed, own))
         _close(run, perf_counter() - began)
-    return directory
+    return run.directory
 
 
 def _own_network(config: ImproveConfig, dataset: Dataset) -> nn.Module | None:
@@ -66,10 +70,12 @@ def _own_network(config: ImproveConfig, dataset: Dataset) -> nn.Module | None:
     if dataset.train is None or dataset.test is None:
         missing = "training" if dataset.train is None else "test"
         raise UserError(f"{config.data}: there are no {missing} images, which improve needs; `postgrad score` may do")
-    if Path(config.model).is_dir():
+    if Path(config.model).expanduser().is_dir():
         network = load(config.model)
         if not isinstance(network, nn.Module):
             raise UserError(f"{config.model} is itself a second-stage classifier; give the network it stands on")
+    elif Path(config.model).suffix in (".pt2", ".onnx"):
+        raise UserError(f"{config.model} is an exported program, which has no gradients; give the network it came from")
     elif config.weights is None:
         return None
     else:
@@ -79,11 +85,12 @@ def _own_network(config: ImproveConfig, dataset: Dataset) -> nn.Module | None:
         )
     if config.weights is not None:
         load_weights(network, config.weights)
-    return network.eval()
+    return network.to(pick_device(config.device), torch.float32).eval()
 
 
-def _open(config: ImproveConfig, directory: Path, dataset: Dataset, own: nn.Module | None) -> Run:
-    """Settle what the whole run shares, and write down its settings and surroundings."""
+def _settled(config: ImproveConfig, dataset: Dataset, own: nn.Module | None) -> Run:
+    """What the whole run shares. A new run gets its directory when all is known to fit together."""
+    directory = config.resume or config.out
     if own is None and config.data == "digits" and config.base_accuracy is None and config.epochs is None:
         config = config.model_copy(update={"base_accuracy": DEMO_ACCURACY})
     preprocess, augmentation, origin = resolve_preprocessing(
@@ -100,12 +107,22 @@ def _open(config: ImproveConfig, directory: Path, dataset: Dataset, own: nn.Modu
         notes=[*dataset.notes, f"preprocessing: {preprocess.describe()} ({origin})"],
     )
     _say_what_fits_what(run, own)
-    run.config.save(directory / "config.yaml")
-    write_atomic(directory / "environment.json", json.dumps(environment(), indent=1))
-    assert dataset.test is not None
-    write_arrays(directory / "examples.npz", images=dataset.test.images[:EXAMPLES])
-    run.event("run resumes" if config.resume else "run begins", seeds=list(config.seeds))
     return run
+
+
+def _open(run: Run) -> None:
+    """Write down the settings and surroundings of a run; one that goes on must find the data that it began with."""
+    resumes, fingerprint = run.config.resume is not None, run.dataset.fingerprint
+    if resumes and (began_with := run.fingerprint()) not in (None, fingerprint):
+        raise UserError(
+            f"{run.config.data} has changed since {run.directory} began (fingerprint {began_with} then, {fingerprint} "
+            "now); start a new run"
+        )
+    run.config.save(run.directory / "config.yaml")
+    write_atomic(run.directory / "environment.json", json.dumps(environment(), indent=1))
+    assert run.dataset.test is not None
+    write_arrays(run.directory / "examples.npz", images=run.dataset.test.images[:EXAMPLES])
+    run.event("run resumes" if resumes else "run begins", seeds=list(run.config.seeds), data=fingerprint)
 
 
 def _bare(config: ImproveConfig, directory: Path, dataset: Dataset) -> Run:
@@ -128,6 +145,11 @@ def _split(config: ImproveConfig, dataset: Dataset) -> Halves:
 def _say_what_fits_what(run: Run, own: nn.Module | None) -> None:
     """Say which images fit what; warn where nobody knows what a network has seen."""
     parts = run.halves
+    if run.config.whole_halves:
+        run.note(
+            "whole halves, as published: the images that validate the method and choose between learning rates are "
+            "among those that the method is fitted on, which favours it on validation data"
+        )
     if own is None:
         run.note(
             f"the base is trained on {len(parts.base_train)} images of the first half of the training data and "

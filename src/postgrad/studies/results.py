@@ -118,10 +118,11 @@ def _data(run: Run) -> Data:
     dataset, parts = run.dataset, run.halves
     assert dataset.train is not None
     assert dataset.test is not None
+    training = len(torch.cat([parts.base_train, parts.method_train]).unique())
     validation = len(torch.cat([parts.base_validation, parts.method_validation]).unique())
     return Data(
         name=dataset.name,
-        n_train=len(dataset.train) - validation,
+        n_train=training,
         n_validation=validation,
         n_test=len(dataset.test),
         fingerprint=dataset.fingerprint,

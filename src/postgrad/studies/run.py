@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +18,11 @@ import torch
 from postgrad.data.datasets import Dataset
 from postgrad.data.preprocessing import Augmentation, Preprocessing
 from postgrad.data.splits import Halves
-from postgrad.files import atomic_path, write_atomic
+from postgrad.files import atomic_path, disk_errors, write_atomic
 from postgrad.studies.config import ImproveConfig
+from postgrad.training import pick_device
+
+EVENTS = "events.jsonl"
 
 
 @dataclass
@@ -32,6 +39,11 @@ class Run:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def device(self) -> torch.device:
+        """Where networks lie and are trained."""
+        return pick_device(self.config.device)
+
     def arm_directory(self, seed: int, arm: str) -> Path:
         """The first seed's arms lie in the run directory itself, those of further seeds in `seed-K`."""
         first = seed == self.config.seeds[0]
@@ -40,8 +52,18 @@ class Run:
     def event(self, name: str, **content: Any) -> None:
         """Append one line to events.jsonl."""
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **content}
-        with open(self.directory / "events.jsonl", "a", encoding="utf-8") as file:
+        path = self.directory / EVENTS
+        with disk_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def fingerprint(self) -> str | None:
+        """That of the data with which the run began, None where its events do not say."""
+        try:
+            with open(self.directory / EVENTS, encoding="utf-8") as file:
+                first = json.loads(file.readline())
+        except (FileNotFoundError, ValueError):
+            return None
+        return first.get("data")
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -71,6 +93,7 @@ class ArmRecord:
     method: str | None = None
     control_for: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def write(self, directory: Path) -> None:
         """Write arm.json: from now on the arm is finished, and a resumed run loads it."""
@@ -81,6 +104,17 @@ class ArmRecord:
         """The record of a finished arm, None for one that is not finished."""
         file = directory / "arm.json"
         return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+@contextlib.contextmanager
+def resumable(directory: Path, verb: str) -> Iterator[None]:
+    """Tell whoever interrupts the block how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = f"postgrad {verb} --resume {shlex.quote(str(directory))}"
+        print(f"{directory} keeps everything so far; go on with: {words}", file=sys.stderr)
+        raise
 
 
 def write_arrays(path: Path, **arrays: np.ndarray | torch.Tensor) -> None:

@@ -22,6 +22,7 @@ from postgrad.models.weights import load_weights
 from postgrad.studies.arms import base_recipe
 from postgrad.studies.config import TrainConfig
 from postgrad.studies.environment import environment
+from postgrad.studies.run import resumable
 from postgrad.training import History, Recipe, pick_device, train
 from postgrad.validation import validated
 
@@ -42,7 +43,7 @@ def train_network(config: TrainConfig) -> tuple[Path, History]:
     if dataset.train is None:
         raise UserError(f"{config.data} has no training images; name another data set")
     directory = config.resume or fresh_directory(config.out)
-    with locked(directory):
+    with locked(directory), resumable(directory, "train"):
         config.save(directory / "config.yaml")
         write_atomic(directory / "environment.json", json.dumps(environment(), indent=1))
         return directory, _train(config, recipe, dataset, directory)
