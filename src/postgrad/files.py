@@ -19,6 +19,7 @@ _DISK_ERRORS = {
     errno.EACCES: "no permission to write there; choose another place with --out",
     errno.EPERM: "no permission to write there; choose another place with --out",
     errno.EROFS: "the file system is read-only; choose another place with --out",
+    errno.ENOENT: "no folder can be made there; choose another place with --out",
     errno.ENOTDIR: "a part of that path is a file, not a folder; choose another place with --out",
     errno.EEXIST: "a file of that name is in the way; choose another place with --out",
     errno.EFBIG: "the file would be larger than this system allows; choose another place with --out",

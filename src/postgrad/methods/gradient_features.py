@@ -85,6 +85,7 @@ class GradientFeatures(TransformerMixin, BaseEstimator):
         if self.labels not in ("predicted", "all"):
             raise UserError(f"labels: expected 'predicted' or 'all', got {self.labels!r}")
         images = image_tensor(x)
+        self.image_shape_ = tuple(images.shape[1:])
         self.device_ = pick_device(self.device)
         self.model_ = deepcopy(self.model).to(self.device_).eval().requires_grad_(True)
         self.preprocess_ = self.preprocess or getattr(self.model, "preprocess", None) or Preprocessing()
@@ -115,6 +116,9 @@ class GradientFeatures(TransformerMixin, BaseEstimator):
         """The features (N, D) of images (N, C, H, W) as a sparse matrix."""
         check_is_fitted(self, "space_")
         images = image_tensor(x, allow_empty=True)
+        if tuple(images.shape[1:]) != self.image_shape_:
+            wanted = ", ".join(map(str, self.image_shape_))
+            raise UserError(f"images: expected (N, {wanted}) as in fit, got {tuple(images.shape)}")
         chunk = self.space_.images_per_chunk("all")
         parts = [sparse.csr_matrix((0, self.n_features_out_), dtype=np.float32)]
         with progress("gradient features", len(images), unit="images") as advance:

@@ -84,6 +84,10 @@ class GradNetHead(nn.Module):
                 f"hidden: {len(hidden)} sizes given, but this network has {len(self.groups)} hidden blocks "
                 f"({len(inputs)} layers{', read in neighbouring pairs' if neighbours else ''}); give one size for each"
             )
+        if min(hidden) < 1:
+            raise UserError(f"hidden: expected sizes of 1 or more, got {tuple(hidden)}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout: expected a share from 0 to below 1, got {dropout:g}")
         self.sizes = tuple(hidden)
         self.hidden = nn.ModuleList(
             nn.ModuleList(nn.Linear(inputs[block], size, bias=position == 0) for position, block in enumerate(group))

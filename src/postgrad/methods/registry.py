@@ -108,10 +108,9 @@ def _checked(option: str, kind: Any, value: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        wanted = dict.fromkeys(
-            each["msg"].removeprefix("Input should be ").partition(",")[0] for each in error.errors()
-        )
-        raise UserError(f"{option}: should be {' or '.join(wanted)}, got {value!r}") from error
+        wanted = [each["msg"].removeprefix("Input should be ").partition(",")[0] for each in error.errors()]
+        wanted = ["a list" if "Sequence" in each else each for each in wanted]
+        raise UserError(f"{option}: should be {' or '.join(dict.fromkeys(wanted))}, got {value!r}") from error
 
 
 def _split_at_commas(text: str) -> list[str]:
