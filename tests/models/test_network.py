@@ -13,7 +13,7 @@ from torch import nn
 from postgrad import create_model, load
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError
-from postgrad.models.network import NetworkClassifier, choose_device, evaluating
+from postgrad.models.network import NetworkClassifier, evaluating
 
 UNIT = Preprocessing()
 
@@ -146,9 +146,3 @@ def test_the_number_of_classes_must_be_known() -> None:
 def test_labels_that_do_not_fit(classifier: NetworkClassifier, images: torch.Tensor, labels: list[object]) -> None:
     with pytest.raises(UserError, match="labels: "):
         classifier.score(images, labels)
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
-def test_devices_that_are_not_here(name: str) -> None:
-    with pytest.raises(UserError, match=f"device '{name}' cannot be used here"):
-        choose_device(name)

@@ -11,6 +11,7 @@ from postgrad._loading import load_classifier
 from postgrad.cli.console import say
 from postgrad.cli.options import ModelOptions
 from postgrad.data.preprocessing import Augmentation, Preprocessing
+from postgrad.devices import pick_device
 from postgrad.errors import UserError, unknown_name
 from postgrad.models.names import BUILT_IN, FORMS
 from postgrad.models.network import NetworkClassifier
@@ -18,7 +19,6 @@ from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
 from postgrad.models.source import source_of
 from postgrad.models.weights import load_weights
-from postgrad.training import pick_device
 
 EXPORTED = (".pt2", ".onnx")
 

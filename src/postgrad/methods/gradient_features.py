@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Preprocessing
+from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.gradients.space import GradientSpace
 from postgrad.progress import progress
-from postgrad.training.fabric import pick_device
 from postgrad.units import parse_memory
 
 

@@ -40,13 +40,13 @@ from torch.nn import functional as F
 from postgrad.artifacts import read_manifest, read_tensors, save_tensors, write_manifest
 from postgrad.data.inputs import image_tensor, label_tensor
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
+from postgrad.devices import pick_device
 from postgrad.errors import UserError, unknown_name
 from postgrad.files import write_atomic
 from postgrad.gradients.space import GradientSpace
 from postgrad.models import checkpoints
 from postgrad.progress import progress
 from postgrad.training import History, Recipe, Stopwatch, train
-from postgrad.training.fabric import pick_device
 from postgrad.units import format_memory, parse_memory
 
 STATISTICS_BATCH = 100

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from postgrad.data.inputs import image_tensor, label_tensor
 from postgrad.data.preprocessing import Preprocessing
+from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.models.checkpoints import save
 from postgrad.models.source import source_of
@@ -43,7 +44,7 @@ class NetworkClassifier:
         batch_size: int = 256,
     ) -> None:
         check_finite(model.state_dict(), "the network")
-        self.device = choose_device(device)
+        self.device = pick_device(device)
         self.model = model.to(self.device)
         self.preprocess = preprocess
         self.batch_size = batch_size
@@ -102,19 +103,6 @@ class NetworkClassifier:
         if not logits.isfinite().all():
             raise UserError("the network returned NaN or infinite logits; check its weights and the preprocessing")
         return logits
-
-
-def choose_device(device: str) -> torch.device:
-    """A device by name; "auto" is a GPU where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device '{device}' cannot be used here ({reason}); take cpu or auto") from error
-    return chosen
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch import nn
 from postgrad._loading import load
 from postgrad.data.datasets import Dataset, load_dataset
 from postgrad.data.splits import Halves, halves
+from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.files import fresh_directory, locked, write_atomic
 from postgrad.methods.registry import check_options
@@ -26,7 +27,6 @@ from postgrad.studies.config import ImproveConfig
 from postgrad.studies.environment import environment
 from postgrad.studies.results import collect
 from postgrad.studies.run import Run, resumable, write_arrays
-from postgrad.training import pick_device
 
 DEMO_ACCURACY = 0.85
 """Where the base of the embedded data stops: early on purpose, so that something is left to gain."""

@@ -18,9 +18,9 @@ import torch
 from postgrad.data.datasets import Dataset
 from postgrad.data.preprocessing import Augmentation, Preprocessing
 from postgrad.data.splits import Halves
+from postgrad.devices import pick_device
 from postgrad.files import atomic_path, disk_errors, write_atomic
 from postgrad.studies.config import ImproveConfig
-from postgrad.training import pick_device
 
 EVENTS = "events.jsonl"
 

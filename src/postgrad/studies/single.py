@@ -13,6 +13,7 @@ from postgrad.controls.tuning import accuracy_and_nll, batched
 from postgrad.data.datasets import Dataset, load_dataset
 from postgrad.data.preprocessing import augment
 from postgrad.data.splits import halves
+from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.files import fresh_directory, locked, write_atomic
 from postgrad.models.checkpoints import save
@@ -23,7 +24,7 @@ from postgrad.studies.arms import base_recipe
 from postgrad.studies.config import TrainConfig
 from postgrad.studies.environment import environment
 from postgrad.studies.run import resumable
-from postgrad.training import History, Recipe, pick_device, train
+from postgrad.training import History, Recipe, train
 from postgrad.validation import validated
 
 

@@ -1,7 +1,7 @@
 """One resumable training loop on Lightning Fabric, used by everything that takes steps."""
 
 from postgrad.training.clock import Stopwatch, parse_duration
-from postgrad.training.fabric import make_fabric, pick_device
+from postgrad.training.fabric import make_fabric
 from postgrad.training.loop import train
 from postgrad.training.optimizers import optimizer_copies
 from postgrad.training.recipe import Recipe
@@ -14,6 +14,5 @@ __all__ = [
     "make_fabric",
     "optimizer_copies",
     "parse_duration",
-    "pick_device",
     "train",
 ]
