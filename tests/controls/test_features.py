@@ -65,14 +65,14 @@ def test_network_without_layers_is_refused() -> None:
         last_layer(Layerless(), IMAGES)
 
 
-def test_penultimate_is_what_the_last_layer_turns_into_logits(make_network) -> None:
+def test_penultimate_is_what_the_last_layer_turns_into_logits() -> None:
     torch.manual_seed(0)
     network = Crossed()
     features = penultimate(network, "logits", IMAGES)
     assert features.shape == (5, 6)
     expected = torch.tanh(IMAGES.flatten(1) @ network.body[1].weight.T + network.body[1].bias)
     torch.testing.assert_close(features, expected)
-    torch.testing.assert_close(features @ network.logits.weight.T + network.logits.bias, make_network(IMAGES))
+    torch.testing.assert_close(features @ network.logits.weight.T + network.logits.bias, network(IMAGES))
     assert not torch.allclose(features, IMAGES.flatten(1)[:, :6])
     assert not network.logits._forward_pre_hooks
 

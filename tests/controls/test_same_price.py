@@ -22,7 +22,10 @@ IMAGES = torch.randint(0, 256, (7, 3, 12, 12), generator=torch.Generator().manua
 
 def member(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return create_model("resnet20", num_classes=4, in_channels=3, image_size=9)
+    network = create_model("mlp", num_classes=4, in_channels=3, image_size=9, hidden=(16,))
+    with torch.no_grad():
+        network.l1.weight.mul_(5)  # so that the members disagree
+    return network
 
 
 @pytest.fixture(scope="module")
