@@ -43,6 +43,11 @@ class MethodConfig(BaseModel):
     name: str
     options: dict[str, Any] = {}
 
+    def __str__(self) -> str:
+        """The form that `--method` takes."""
+        options = ",".join(f"{key}={_written(value)}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -53,6 +58,10 @@ class MethodConfig(BaseModel):
     def _tuples(cls, options: dict[str, Any]) -> dict[str, Any]:
         """YAML has no tuples; make its lists ones, so that settings read back equal those written."""
         return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def _written(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _method(value: Any) -> Any:
@@ -151,6 +160,18 @@ class ImproveConfig(RunConfig):
     whole_halves: bool = False
     steps: dict[str, Annotated[int, Field(ge=0)]] = {}
 
+    def command(self) -> str:
+        """The command line that asks for this, with paths as their last part only.
+
+        >>> ImproveConfig(data="cifar10", base_accuracy=0.72, data_dir="/big/data").command()
+        'postgrad improve --data cifar10 --data-dir data --base-accuracy 0.72'
+        """
+        left_out = {"resume", "steps", "threads", "whole_halves"}
+        given = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
+        fields = type(self).model_fields
+        flags = [_flag(name, value) for name, value in given.items() if value != fields[name].default]
+        return " ".join(["postgrad improve", *flags])
+
     @field_validator("budget")
     @classmethod
     def _duration(cls, text: str | None) -> str | None:
@@ -178,3 +199,17 @@ class ImproveConfig(RunConfig):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"expected at least one method, each of them once, got {names}; give others their own run")
         return self
+
+
+def _flag(name: str, value: Any) -> str:
+    """One setting as the command line takes it."""
+    if name == "methods":
+        return " ".join(f"--method {method}" for method in value)
+    if name == "seeds":
+        return f"--seeds {len(value)}" if value == tuple(range(len(value))) else f"--seed {value[0]}"
+    option = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return option if value else f"--no-{name.replace('_', '-')}"
+    if isinstance(value, Path):
+        return f"{option} {value.name}"
+    return f"{option} {','.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -46,7 +46,7 @@ def collect(run: Run, *, started: datetime, seconds: float) -> Results:
     recommended = max(records, key=lambda arm: statistics.fmean(r.validation_accuracy for r in records[arm]))
     return Results(
         version=1,
-        command="improve",
+        command=run.config.command(),
         data=_data(run),
         seeds=list(run.config.seeds),
         arms=[_arm(arm, of_arm, cards[arm]) for arm, of_arm in records.items()],
