@@ -84,11 +84,14 @@ def signature(name: str, value: Any, *, inline: bool = False) -> str:
         typed = "" if inline or parameter.annotation is parameter.empty else f": {parameter.annotation}"
         equals = "=" if not typed else " = "
         default = "" if parameter.default is parameter.empty else f"{equals}{parameter.default!r}"
-        words.append(f"{parameter}" if parameter.kind is parameter.VAR_KEYWORD else f"{parameter.name}{typed}{default}")
-    line = f"{name}({', '.join(words)})"
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        words.append(f"{stars}{parameter.name}{typed}{default}")
+    returned = inspect.signature(value).return_annotation
+    arrow = "" if inline or inspect.isclass(value) or returned is inspect.Signature.empty else f" -> {returned}"
+    line = f"{name}({', '.join(words)}){arrow}"
     if inline or len(line) <= 100:
         return line
-    return f"{name}(\n" + "".join(f"    {word},\n" for word in words) + ")"
+    return f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){arrow}"
 
 
 def first_paragraph(value: Any) -> str:
@@ -135,14 +138,18 @@ def method_facts(name: str) -> str:
     method = get_method(name)
     facts = {
         "Name on the command line": f"`--method {method.name}`",
-        "Shape": method.shape,
-        "Needs": method.needs,
-        "Costs": method.costs,
-        "Fails": method.failures,
+        "Shape": method.shape.capitalize(),
+        "Needs": _sentence(method.needs),
+        "Costs": _sentence(method.costs),
+        "Fails": _sentence(method.failures),
         "Paper": method.paper,
         "Licence and patents": method.licence,
     }
-    return table({key: text[:1].upper() + text[1:] for key, text in facts.items()}, "", "")
+    return table(facts, "", "")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def names(which: str) -> str:
