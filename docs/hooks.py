@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-HELP_COLUMNS = "100"
+HELP_COLUMNS = "84"
 MARKER = re.compile(r"^<!-- (help|api|method|names)(?:: ([\w.]+))? -->$", re.MULTILINE)
 
 
@@ -54,7 +54,8 @@ def api(name: str) -> str:
     """A public name: its signature, its docstring, and for a class its public methods."""
     module, _, attribute = name.rpartition(".")
     value = getattr(importlib.import_module(module), attribute)
-    parts = [f"### `{name}`", f"```python\n{signature(attribute, value)}\n```", docstring(value)]
+    code = f"from {module} import {attribute}\n\n{signature(attribute, value)}"
+    parts = [f"### `{attribute}`", f"```python\n{code}\n```", docstring(value)]
     if inspect.isclass(value):
         parts += [
             f"`{signature(key, method, inline=True)}`\n:   {first_paragraph(method)}" for key, method in own(value)
@@ -89,7 +90,7 @@ def signature(name: str, value: Any, *, inline: bool = False) -> str:
     returned = inspect.signature(value).return_annotation
     arrow = "" if inline or inspect.isclass(value) or returned is inspect.Signature.empty else f" -> {returned}"
     line = f"{name}({', '.join(words)}){arrow}"
-    if inline or len(line) <= 100:
+    if inline or len(line) <= 80:
         return line
     return f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){arrow}"
 
@@ -132,7 +133,7 @@ def described(lines: list[str]) -> str:
 
 
 def method_facts(name: str) -> str:
-    """What the registry says of a method, as a table."""
+    """What the registry says of a method, as a list."""
     from postgrad.methods.registry import get_method
 
     method = get_method(name)
@@ -145,7 +146,7 @@ def method_facts(name: str) -> str:
         "Paper": method.paper,
         "Licence and patents": method.licence,
     }
-    return table(facts, "", "")
+    return "\n".join(f"- **{key}:** {text}" for key, text in facts.items())
 
 
 def _sentence(text: str) -> str:
@@ -156,13 +157,9 @@ def names(which: str) -> str:
     """A table of the names that `postgrad list` shows: DATASETS, BUILT_IN or FORMS."""
     module = "postgrad.data.names" if which == "DATASETS" else "postgrad.models.names"
     entries: Mapping[str, str] = getattr(importlib.import_module(module), which)
-    return table({f"`{name}`": text for name, text in entries.items()}, "Name", "What it is")
-
-
-def table(rows: Mapping[str, str], *headings: str) -> str:
-    """A Markdown table of two columns."""
-    lines = [f"| {left} | {right} |" for left, right in rows.items()]
-    return "\n".join([f"| {headings[0]} | {headings[1]} |", "|---|---|", *lines])
+    return "\n".join(
+        ["| Name | What it is |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in entries.items())]
+    )
 
 
 FILLERS: dict[str, Callable[[str], str]] = {"help": help_text, "api": api, "method": method_facts, "names": names}
