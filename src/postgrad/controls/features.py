@@ -20,6 +20,7 @@ from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError
 from postgrad.models import checkpoints
+from postgrad.training import pick_device
 
 RATES = (0.005, 0.02, 0.08)
 VALIDATION_IMAGES = 1000
@@ -113,7 +114,7 @@ class FeaturesMLP:
         write_manifest(directory, "features-mlp", {"layer": self.layer, "class_names": self.class_names})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, factory: Any = None, device: str = "cpu") -> FeaturesMLP:
+    def load(cls, path: str | os.PathLike[str], *, factory: Any = None, device: str = "auto") -> FeaturesMLP:
         """Read what `save` wrote."""
         directory = Path(path)
         manifest = read_manifest(directory, "features-mlp")
@@ -123,8 +124,8 @@ class FeaturesMLP:
         mlp = make_mlp(features, hidden, len(tensors["2.bias"]))
         mlp.load_state_dict(tensors)
         return cls(
-            base.to(device),
-            mlp.to(device),
+            base.to(pick_device(device)),
+            mlp.to(pick_device(device)),
             layer=manifest["layer"],
             preprocess=base.preprocess,
             class_names=manifest["class_names"],

@@ -18,6 +18,7 @@ from postgrad.controls.tuning import Fitted
 from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Augmentation, Preprocessing, views
 from postgrad.models import checkpoints
+from postgrad.training import pick_device
 
 MEMBERS = 3
 
@@ -89,12 +90,12 @@ class Ensemble:
         write_manifest(directory, "ensemble", content)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, factory: Any = None, device: str = "cpu") -> Ensemble:
+    def load(cls, path: str | os.PathLike[str], *, factory: Any = None, device: str = "auto") -> Ensemble:
         """Read what `save` wrote."""
         directory = Path(path)
         manifest = read_manifest(directory, "ensemble")
         members: list[Any] = [
-            checkpoints.load(directory / f"member-{number}", factory=factory).to(device)
+            checkpoints.load(directory / f"member-{number}", factory=factory).to(pick_device(device))
             for number in range(manifest["members"])
         ]
         return cls(
