@@ -18,9 +18,9 @@ from postgrad.controls.setting import Setting
 from postgrad.controls.tuning import Fitted, Task, accuracy_and_nll, tuned
 from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Preprocessing
+from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.models import checkpoints
-from postgrad.training import pick_device
 
 RATES = (0.005, 0.02, 0.08)
 VALIDATION_IMAGES = 1000

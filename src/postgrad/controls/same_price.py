@@ -17,8 +17,8 @@ from postgrad.controls.setting import Setting
 from postgrad.controls.tuning import Fitted
 from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Augmentation, Preprocessing, views
+from postgrad.devices import pick_device
 from postgrad.models import checkpoints
-from postgrad.training import pick_device
 
 MEMBERS = 3
 
