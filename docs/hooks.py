@@ -19,11 +19,14 @@ from typing import Any
 
 HELP_COLUMNS = "84"
 MARKER = re.compile(r"^<!-- (help|api|method|names)(?:: ([\w.]+))? -->$", re.MULTILINE)
+RAW_FOLDER = re.compile(r"\]\((raw/[\w.-]+)\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """What mkdocs calls with the text of each page."""
-    return MARKER.sub(lambda found: FILLERS[found[1]](found[2] or ""), markdown)
+    # A folder can be looked into where the repository is read, and not on a site.
+    with_files = RAW_FOLDER.sub(r"](\1/results.json)", markdown)
+    return MARKER.sub(lambda found: FILLERS[found[1]](found[2] or ""), with_files)
 
 
 def help_text(verb: str) -> str:

@@ -103,6 +103,10 @@ def test_docstrings_become_markdown(script) -> None:
     )
 
 
+def test_links_to_raw_results_lead_to_a_file_on_the_site(script) -> None:
+    assert script("hooks").on_page_markdown("[raw/a-1](raw/a-1)") == "[raw/a-1](raw/a-1/results.json)"
+
+
 def test_tables_of_names_come_from_the_code(script) -> None:
     hooks = script("hooks")
     assert "| `cifar10` | 60,000 small photographs" in hooks.names("DATASETS")
