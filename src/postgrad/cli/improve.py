@@ -42,7 +42,7 @@ class RunOptions:
     budget: Time = None
     """The training time of each method, such as 90s, 10m or 1h. Default: the method's own epochs."""
     base_accuracy: Number = None
-    """Stop such a base network at this validation accuracy, such as 0.72. Default: 0.9 for digits, else none."""
+    """Stop such a base network at this validation accuracy, such as 0.72. Default: 0.85 for digits, else none."""
     seed: Seed = None
     """Run with this seed. Default: 0."""
     seeds: Count = None
