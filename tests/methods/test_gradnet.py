@@ -320,7 +320,7 @@ def test_it_beats_an_early_stopped_base_on_real_digits_and_learns_nothing_from_s
 
 
 def test_the_learning_curve_uses_the_validation_images(digits):
-    net, x, y, x_test, y_test = digits
+    net, x, y, *_ = digits
     clf = GradNet(net, epochs=2).fit(x[:200], y[:200], validation=(x[200:260], y[200:260]))
     points = [row["accuracy"] for row in clf.history_.rows if row.get("accuracy") is not None]
     assert points[-1] == pytest.approx(clf.score(x[200:260], y[200:260]))
