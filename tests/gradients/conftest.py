@@ -103,7 +103,7 @@ def _norms() -> Case:
     return _case(_Norms(), 5, 3, 6, 6, classes=3)
 
 
-def resnet18(size: int = 32, images: int = 3) -> Case:
+def resnet18(size: int = 32, images: int = 2) -> Case:
     from postgrad._compat import prepare_torchvision
 
     prepare_torchvision()

@@ -322,6 +322,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return layer, torch.randn(2, groups * inputs, *sizes, dtype=torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @settings(max_examples=60, deadline=None)
 @given(convolutions())
 def test_any_convolution(loop_gradients, relative_error, drawn) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from postgrad.errors import UserError, unknown_name
 from postgrad.gradients import capture, contract, fallback
 from postgrad.gradients.plan import check_logits, cross_entropy_cotangents, make_plan
+from postgrad.gradients.scratch import Scratch
 
 Labels = Tensor | Literal["all"]
 
@@ -74,8 +74,7 @@ class GradientEngine:
             self._plan = make_plan(model, names, _ordinary(example))
         self.num_classes = self._plan.num_classes
         self._unused = [tensors[name] for name in self._plan.unused]
-        self._buffers: dict[str, Tensor] = {}
-        self._stores: dict[int, Tensor] = {}
+        self._scratch = Scratch()
 
     def images_per_chunk(self, labels: Labels) -> int:
         """How many images at a time keep the engine's buffers inside `memory`.
@@ -100,8 +99,11 @@ class GradientEngine:
         """
         candidates, x = self.check(x, labels), _ordinary(x)
         images, each = candidates.shape
-        blocks = {block.name: self._rows(block, images * each) for block in self.blocks}
-        answers = [self._parameters[0].new_zeros((0, self.num_classes))]
+        like = self._parameters[0]
+        blocks = {
+            block.name: self._scratch(block.name, (images * each, block.numel), like=like) for block in self.blocks
+        }
+        answers = [like.new_zeros((0, self.num_classes))]
         tile, labels_per_tile = self._tile(each)
         for start in range(0, images, tile):
             stop = min(start + tile, images)
@@ -127,7 +129,7 @@ class GradientEngine:
                 written: set[str] = set()
                 for call, delta in zip(calls, deltas, strict=True):
                     if delta is not None:
-                        contract.contract(call.layer, call.input, delta, call.slots, part, written)
+                        contract.contract(call.layer, call.input, delta, call.slots, part, written, self._scratch)
                 for name in part.keys() - written - set(plan.slow):
                     part[name].zero_()
             del calls
@@ -152,19 +154,12 @@ class GradientEngine:
                     gathered[number] = arranged.unsqueeze(1)
                     continue
                 if label == 0:
-                    gathered[number] = self._scratch(number, arranged, labels)
+                    shape = (images, labels, *arranged.shape[1:])
+                    gathered[number] = self._scratch(number, shape, like=arranged)
                 whole = gathered[number]
                 assert whole is not None
                 whole[:, label] = arranged
         return gathered
-
-    def _scratch(self, number: int, arranged: Tensor, labels: int) -> Tensor:
-        """A tensor (N, labels, …) for one call's deltas, in memory that is kept from one tile to the next."""
-        shape = (len(arranged), labels, *arranged.shape[1:])
-        store = self._stores.get(number)
-        if store is None or len(store) < math.prod(shape):
-            store = self._stores[number] = arranged.new_empty(math.prod(shape))
-        return store[: math.prod(shape)].view(shape)
 
     def _tile(self, labels: int) -> tuple[int, int]:
         """How many images, and how many labels of an image, are worked on at a time.
@@ -188,15 +183,6 @@ class GradientEngine:
         with capture.evaluation_mode(self.model, self._parameters):
             found = fallback.looped(self.model, plan.slow, x, cotangents)
         return {name: gradient for name, gradient in found.items() if gradient is not None}
-
-    def _rows(self, block: Block, rows: int) -> Tensor:
-        """The first `rows` rows of a block's buffer, which grows when it must."""
-        buffer = self._buffers.get(block.name)
-        if buffer is None or len(buffer) < rows:
-            like = self._parameters[0]
-            buffer = torch.empty((rows, block.numel), dtype=like.dtype, device=like.device)
-            self._buffers[block.name] = buffer
-        return buffer[:rows]
 
     def _check_images(self, x: Tensor) -> None:
         weight = self._parameters[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from postgrad.errors import UserError
 from postgrad.gradients import capture, contract, fallback
 from postgrad.gradients.fallback import GradientFallbackWarning, State
+from postgrad.gradients.scratch import Scratch
 
 Layers = dict[str, tuple[nn.Module, capture.Slots]]
 
@@ -69,7 +69,7 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
     reference = _reference(model, names, x, cotangents, state)
     found = _closed_forms(names, reference, logits, calls, cotangents)
 
-    agree = {name for name, gradient in reference.items() if gradient is not None and _agrees(found, reference, name)}
+    agree = _agreeing(found, reference)
     unused = tuple(name for name in names if reference[name] is None)
     slow = tuple(name for name in names if name not in agree and name not in unused)
     vectorised = not slow or _vmap_agrees(model, slow, x, cotangents, state, reference)
@@ -85,7 +85,7 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         unused=unused,
         num_classes=classes,
         delta_numbers=sum(call.output_shape.numel() for call in calls) // len(x),
-        patch_numbers=max((_patch_numbers(call) for call in calls), default=0) // len(x),
+        patch_numbers=max((_patch_numbers(call, len(x)) for call in calls), default=0),
     )
 
 
@@ -118,6 +118,7 @@ def _closed_forms(
         for name, gradient in reference.items()
         if gradient is not None and name not in misfits
     }
+    scratch = Scratch()
     for reached in capture.deltas(logits, calls, [cotangents[:, 0]], retain=True):
         written: set[str] = set()
         for call, delta in zip(calls, reached, strict=True):
@@ -125,7 +126,7 @@ def _closed_forms(
             form = contract.closed_form(call.layer)
             if delta is not None and blocks and form is not None:
                 arranged = contract.arrange(form, delta, images).unsqueeze(1)
-                contract.contract(call.layer, call.input, arranged, blocks, found, written)
+                contract.contract(call.layer, call.input, arranged, blocks, found, written, scratch)
     return found
 
 
@@ -151,24 +152,32 @@ def check_logits(logits: object, images: int) -> None:
         raise UserError("the model's logits are not finite; look for NaN in the images or the weights")
 
 
-def _agrees(found: Mapping[str, Tensor], reference: Mapping[str, Tensor | None], name: str) -> bool:
-    gradient = reference[name]
-    assert gradient is not None
-    if name not in found:
-        return False
-    epsilon = torch.finfo(gradient.dtype).eps
-    error = (found[name] - gradient).norm(dim=-1)
-    # A gradient that is zero but for rounding (a key's bias before a softmax) is measured against the others.
-    others = [other.norm(dim=-1) for other in reference.values() if other is not None]
-    floor = 1e3 * epsilon * torch.stack(others).amax(0)
-    return bool((error <= 10 * epsilon**0.5 * gradient.norm(dim=-1) + floor).all())
+def _agreeing(found: Mapping[str, Tensor], reference: Mapping[str, Tensor | None]) -> set[str]:
+    """The parameters whose gradients are the reference's, but for rounding.
+
+    A gradient that is zero but for rounding (a key's bias before a softmax) is measured against the others.
+    """
+    lengths = {name: gradient.norm(dim=-1) for name, gradient in reference.items() if gradient is not None}
+    if not lengths:
+        return set()
+    longest = torch.stack(list(lengths.values())).amax(0)
+    epsilon = torch.finfo(longest.dtype).eps
+    agreeing = set()
+    for name, length in lengths.items():
+        gradient = reference[name]
+        assert gradient is not None
+        if name in found:
+            error = (found[name] - gradient).norm(dim=-1)
+            if bool((error <= 10 * epsilon**0.5 * length + 1e3 * epsilon * longest).all()):
+                agreeing.add(name)
+    return agreeing
 
 
-def _patch_numbers(call: capture.Call) -> int:
-    if isinstance(call.layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        places = call.output_shape.numel() // call.layer.out_channels
-        return places * call.layer.in_channels * math.prod(call.layer.kernel_size)
-    return call.input.numel()
+def _patch_numbers(call: capture.Call, images: int) -> int:
+    form = contract.closed_form(call.layer)
+    assert form is not None
+    places = call.output_shape.numel() // (form.features * images)
+    return contract.patch_numbers(call.layer, call.input.numel() // images, places)
 
 
 def _vmap_agrees(
@@ -183,7 +192,7 @@ def _vmap_agrees(
         found = fallback.vectorised(model, slow, x, cotangents, state)
     except (RuntimeError, ValueError, TypeError, AttributeError):
         return False
-    return all(_agrees(found, reference, name) for name in slow)
+    return _agreeing(found, reference) >= set(slow)
 
 
 def _say(slow: Sequence[str], vectorised: bool) -> None:
