@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from postgrad.errors import UserError
 from postgrad.files import atomic_path, disk_errors, fresh_directory, locked, sha256, write_atomic
@@ -70,6 +72,24 @@ def test_a_really_full_disk() -> None:
         pytest.skip("this system has no /dev/full to stand for a full disk")
     with pytest.raises(UserError, match="the disk is full"), disk_errors(Path("/dev/full")):
         Path("/dev/full").write_text("text")
+
+
+def test_a_full_disk_is_known_by_what_libraries_make_of_it(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full to stand for a full disk")
+    with pytest.raises(UserError, match="the disk is full"), disk_errors(tmp_path), open(full, "wb") as file:
+        torch.save({"weights": torch.zeros(1000)}, file)
+    with pytest.raises(UserError, match="the disk is full"), disk_errors(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_a_mistake_inside_is_no_error_of_the_disk(tmp_path: Path) -> None:
+    """Negative control: an error of another kind that came of one of the system, and one that did not."""
+    for mistake in (KeyError("inner"), RuntimeError("inner")):
+        mistake.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+        with pytest.raises(type(mistake), match="inner"), disk_errors(tmp_path):
+            raise mistake
 
 
 def test_fresh_directories_are_numbered_from_2(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,11 +32,24 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's word on a full or forbidden disk into a `UserError` that names the path."""
     try:
         yield
-    except OSError as error:
-        reason = _DISK_ERRORS.get(error.errno or 0)
+    except Exception as error:
+        reason = _DISK_ERRORS.get(_system_error(error))
         if reason is None:
             raise
         raise UserError(f"cannot write {path}: {reason}") from error
+
+
+def _system_error(error: Exception) -> int:
+    """The operating system's error number, 0 if there is none.
+
+    torch's writer says something of its own while the system's error is handled; safetensors keeps the number only in
+    its text.
+    """
+    found = error.__context__ if isinstance(error, RuntimeError) else error
+    if isinstance(found, OSError):
+        return found.errno or 0
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else 0
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from postgrad.data.preprocessing import Preprocessing
 from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.models import checkpoints
+from postgrad.models.network import taking
 
 RATES = (0.005, 0.02, 0.08)
 VALIDATION_IMAGES = 1000
@@ -98,7 +99,9 @@ class FeaturesMLP:
         device = next(self.base.parameters()).device
         with torch.no_grad():
             for part in images.split(BATCH) if len(images) else ():
-                features = penultimate(self.base, self.layer, self.preprocess(part.to(device)))
+                x = self.preprocess(part.to(device))
+                with taking(self.base, x, part):
+                    features = penultimate(self.base, self.layer, x)
                 parts.append(self.mlp(features).softmax(dim=1).cpu())
         return torch.cat(parts).numpy()
 

@@ -19,6 +19,7 @@ from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Augmentation, Preprocessing, views
 from postgrad.devices import pick_device
 from postgrad.models import checkpoints
+from postgrad.models.network import taking
 
 MEMBERS = 3
 
@@ -72,7 +73,8 @@ class Ensemble:
         total = torch.zeros(len(images), len(self.classes_), device=device)
         for view in views(images.to(device), self.preprocess, self.views, augmentation=self.augmentation):
             for member in self.members:
-                total += member(view).softmax(dim=1)
+                with taking(member, view, images):
+                    total += member(view).softmax(dim=1)
         return (total / self.inference_passes).cpu()
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -86,13 +86,8 @@ class NetworkClassifier:
 
     def _forward(self, images: Tensor) -> Tensor:
         x = self.preprocess(images.to(self.device)).to(_dtype(self.model))
-        check_shape(self.model, x, images)
-        try:
+        with taking(self.model, x, images):
             logits = self.model(x)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise _misfit(images, x, str(error).splitlines()[0]) from error
         return self._checked(logits, len(x)).float().cpu()
 
     def _checked(self, logits: Any, count: int) -> Tensor:
@@ -116,6 +111,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def taking(model: nn.Module, x: Tensor, stored: Tensor) -> Iterator[None]:
+    """Give a network preprocessed images inside the block; those that it cannot take are told from a bug."""
+    check_shape(model, x, stored)
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise _misfit(stored, x, str(error).splitlines()[0]) from error
 
 
 def check_shape(model: nn.Module, x: Tensor, stored: Tensor) -> None:

@@ -85,7 +85,10 @@ def rehearse(seed_run: SeedRun) -> None:
     assert run.dataset.train is not None
     few = run.dataset.train.subset(run.halves.method_train[:3])
     for method in run.config.methods:
-        options = check_options(method.name, method.options) | {"steps": 1, "directory": None}
+        options = check_options(method.name, method.options)
+        for length in options.keys() & {"epochs", "steps", "budget"}:
+            Recipe(**{length: options[length]})  # one step takes their place here
+        options |= {"steps": 1, "directory": None}
         _estimator(seed_run, method, base, options).fit(few.images, few.labels)
 
 

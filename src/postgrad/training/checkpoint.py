@@ -18,8 +18,9 @@ FORMAT = 1
 
 def save_checkpoint(directory: Path, settings: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Write `checkpoint.pt`: `content` beside the settings that it belongs to."""
-    with atomic_path(directory / FILE) as temporary:
-        torch.save({"format": FORMAT, "settings": dict(settings), **content}, temporary)
+    # Given a path, torch would write by itself, and not say why it could not.
+    with atomic_path(directory / FILE) as temporary, open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, "settings": dict(settings), **content}, file)
 
 
 def load_checkpoint(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
