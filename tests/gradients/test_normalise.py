@@ -9,7 +9,7 @@ from torch import Tensor
 
 from postgrad.errors import UserError
 from postgrad.gradients import KINDS, Normaliser, select_, select_and_normalise_
-from postgrad.gradients.normalise import Moments, power_, scale_, unit_length_
+from postgrad.gradients.normalise import Extremes, Moments, power_, scale_, unit_length_
 
 
 def gradients(rows: int, numbers: int, seed: int) -> Tensor:
@@ -94,6 +94,24 @@ def test_statistics_in_batches_are_those_of_all() -> None:
     mean, deviation = moments.offset_and_width()
     assert torch.allclose(mean, rows.mean(0), rtol=1e-14)
     assert torch.allclose(deviation, rows.std(0, correction=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("numbers", [1, 1023, 5_000])
+def test_compiled_statistics_are_the_plain_ones(numbers: int) -> None:
+    batches = gradients(40, numbers, 0).split([1, 9, 30])
+    compiled, plain = Extremes.empty(numbers, batches[0]), Extremes.empty(numbers, batches[0].double())
+    moments, plain_moments = Moments.empty(numbers, batches[0]), Moments.empty(numbers, batches[0])
+    for batch in batches:
+        untouched = batch.clone()
+        compiled.update(batch)
+        moments.update(batch)
+        assert torch.equal(batch, untouched)
+        plain.update(batch.double())
+        plain_moments.update(batch.double())
+    assert torch.equal(compiled.low.double(), plain.low)
+    assert torch.equal(compiled.high.double(), plain.high)
+    for found, expected in zip(moments.offset_and_width(), plain_moments.offset_and_width(), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_state_travels() -> None:

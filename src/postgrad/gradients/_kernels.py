@@ -28,6 +28,7 @@ _DIGITS = 1 << _DIGIT
 _SAMPLE = 2048
 _SAMPLE_FROM = 16384
 _WANDER = 7
+_STRETCH = 1024
 
 
 @_compiled()
@@ -157,6 +158,34 @@ def _select_scale_root(rows, bits, rank, low, width, roots, start, stop):  # typ
         _scale_root_above(rows[row], threshold.view(np.float32)[0], low, width, roots)
 
 
+@_compiled()
+def _extremes(rows, low, high, start, stop):  # type: ignore[no-untyped-def]
+    """Each coordinate's extremes, from `start` to `stop`; a stretch of coordinates stays in the first cache."""
+    for first in range(start, stop, _STRETCH):
+        last = min(first + _STRETCH, stop)
+        lows, highs = low[first:last], high[first:last]
+        for row in range(len(rows)):
+            values = rows[row, first:last]
+            for i in range(last - first):
+                lows[i] = min(lows[i], values[i])
+                highs[i] = max(highs[i], values[i])
+
+
+@_compiled()
+def _moments(rows, count, mean, squares, start, stop):  # type: ignore[no-untyped-def]
+    """Welford's running mean and sum of squared deviations in float64, after `count` earlier rows."""
+    for first in range(start, stop, _STRETCH):
+        last = min(first + _STRETCH, stop)
+        means, sums = mean[first:last], squares[first:last]
+        for row in range(len(rows)):
+            share = 1.0 / (count + row + 1)
+            values = rows[row, first:last]
+            for i in range(last - first):
+                difference = values[i] - means[i]
+                means[i] += difference * share
+                sums[i] += difference * (values[i] - means[i])
+
+
 def applies(rows: Tensor) -> bool:
     """Whether rows (R, P) are what the compiled loops take."""
     return rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.is_contiguous() and rows.numel() > 0
@@ -165,18 +194,28 @@ def applies(rows: Tensor) -> bool:
 def thresholds(rows: Tensor, rank: int) -> Tensor:
     """The `rank`-th smallest absolute value of each row, (R, 1)."""
     found = np.empty(len(rows), np.uint32)
-    _over_rows(_thresholds, len(rows), _bits(rows), rank, found)
+    _in_ranges(_thresholds, len(rows), _bits(rows), rank, found)
     return torch.from_numpy(found.view(np.float32)).unsqueeze(1)
 
 
 def select_(rows: Tensor, rank: int) -> None:
     """Zero what is not strictly above each row's `rank`-th smallest absolute value."""
-    _over_rows(_select, len(rows), _values(rows), _bits(rows), rank)
+    _in_ranges(_select, len(rows), _values(rows), _bits(rows), rank)
 
 
 def select_scale_root_(rows: Tensor, rank: int, low: Tensor, width: Tensor, roots: int) -> None:
     """Selection (none where rank < 0), (g − low) / width and `roots` square roots in one visit of each row."""
-    _over_rows(_select_scale_root, len(rows), _values(rows), _bits(rows), rank, _values(low), _values(width), roots)
+    _in_ranges(_select_scale_root, len(rows), _values(rows), _bits(rows), rank, _values(low), _values(width), roots)
+
+
+def extremes(rows: Tensor, low: Tensor, high: Tensor) -> None:
+    """Take rows (R, P) into the smallest and largest value of each coordinate, in place."""
+    _in_ranges(_extremes, rows.shape[1], _values(rows), _values(low), _values(high))
+
+
+def moments(rows: Tensor, count: int, mean: Tensor, squares: Tensor) -> None:
+    """Take rows (R, P) into the float64 mean and sum of squared deviations of `count` earlier ones, in place."""
+    _in_ranges(_moments, rows.shape[1], _values(rows), count, _values(mean), _values(squares))
 
 
 def _values(tensor: Tensor) -> Any:
@@ -187,16 +226,16 @@ def _bits(tensor: Tensor) -> Any:
     return tensor.detach().numpy().view(np.uint32)
 
 
-def _over_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
-    """Run a kernel on ranges of rows, one range for each of torch's threads.
+def _in_ranges(kernel: Callable[..., None], total: int, *arguments: Any) -> None:
+    """Run a kernel on ranges of rows or coordinates, one range for each of torch's threads.
 
     Plain threads, since the kernels release the interpreter's lock: numba's own threading layers either abort when two
     threads call them at once or break in forked processes.
     """
-    threads = min(torch.get_num_threads(), rows)
-    bounds = [rows * i // threads for i in range(threads + 1)]
+    threads = min(torch.get_num_threads(), total)
+    bounds = [total * i // threads for i in range(threads + 1)]
     if threads == 1:
-        kernel(*arguments, 0, rows)
+        kernel(*arguments, 0, total)
         return
     pool = _pool(threads - 1, os.getpid())
     others = [pool.submit(kernel, *arguments, bounds[i], bounds[i + 1]) for i in range(1, threads)]

@@ -61,6 +61,9 @@ class Extremes:
     def update(self, rows: Tensor) -> None:
         if len(rows) == 0:
             return
+        if _kernels.applies(rows):
+            _kernels.extremes(rows, self.low, self.high)
+            return
         torch.minimum(self.low, rows.amin(0), out=self.low)
         torch.maximum(self.high, rows.amax(0), out=self.high)
 
@@ -83,8 +86,12 @@ class Moments:
         return cls(0, zeros, zeros.clone())
 
     def update(self, rows: Tensor) -> None:
-        """Chan's formula for joining two sets: no digits are lost to the square of the mean."""
+        """Chan's formula for joining two sets (Welford's, in the compiled form): no squared mean takes the digits."""
         if len(rows) == 0:
+            return
+        if _kernels.applies(rows):
+            _kernels.moments(rows, self.count, self.mean, self.squares)
+            self.count += len(rows)
             return
         new = rows.double()
         mean = new.mean(0)
