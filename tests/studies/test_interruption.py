@@ -65,6 +65,13 @@ def started(*words: str | Path, often: bool) -> subprocess.Popen[str]:
     )
 
 
+def killed(process: subprocess.Popen[str]) -> None:
+    """`kill -9`, and close what the process wrote to."""
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
@@ -150,15 +157,13 @@ def test_kill_in_the_method_and_again_in_a_control(settings: Path, undisturbed: 
 
     first = started("--recipe", settings, "--out", run, often=True)
     wait_until(lambda: step_of(method) > 0, first)
-    first.kill()
-    assert first.wait() == -signal.SIGKILL
+    killed(first)
     assert 0 < step_of(method) < GRADNET_STEPS
     assert not (run / "gradnet" / "arm.json").exists()
 
     second = started("--resume", run, often=True)
     wait_until(lambda: step_of(control) > 0, second)
-    second.kill()
-    assert second.wait() == -signal.SIGKILL
+    killed(second)
     assert (run / "gradnet" / "arm.json").exists()
     assert 0 < step_of(control) < FINAL_STEPS
     assert not (run / "control-finetune" / "arm.json").exists()
@@ -177,8 +182,7 @@ def test_a_lost_checkpoint_would_be_seen(settings: Path, undisturbed: Path, tmp_
     method = run / "gradnet" / "training"
     process = started("--recipe", settings, "--out", run, often=True)
     wait_until(lambda: step_of(method) > 0, process)
-    process.kill()
-    process.wait()
+    killed(process)
     saved = torch.load(method / "checkpoint.pt", weights_only=True)
     saved["position"]["step"] += 1
     torch.save(saved, method / "checkpoint.pt")
