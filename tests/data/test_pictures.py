@@ -125,6 +125,16 @@ def test_pictures_are_never_enlarged_when_they_agree() -> None:
         common_form([*looks, Look(8, 8, True)], size=None, channels=None, where="x")
 
 
+def test_squares_are_cut_where_they_are_asked_for() -> None:
+    def form(*looks: Look, square: bool = True) -> Form:
+        return common_form(looks, size=10, channels=None, where="x", square=square)
+
+    assert form(Look(20, 30, False)) == Form(10, True, 3, 10, 10)
+    assert form(Look(20, 30, False), square=False) == Form(10, False, 3, 10, 15)
+    assert form(Look(20, 20, False)) == Form(10, False, 3, 10, 10)
+    assert form(Look(8, 8, False)) == Form(None, False, 3, 8, 8)
+
+
 def test_enormous_pictures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.zeros((20, 20), dtype=np.uint8)).save(tmp_path / "a.png")
     monkeypatch.setattr("postgrad.data.pictures._MOST_PIXELS", 399)

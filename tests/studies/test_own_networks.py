@@ -193,7 +193,6 @@ def test_folder_of_pictures_with_its_preprocessing(
     scored = json.loads(capsys.readouterr().out)["metrics"]["accuracy"]["mean"]
     assert scored == pytest.approx(results.arm("gradnet").metrics["accuracy"].mean)
     Image.new("RGB", (40, 30), (220, 10, 10)).save(tmp_path / "new.png")
-    Image.new("RGB", (30, 30), (10, 220, 10)).save(tmp_path / "square.png")
     out = tmp_path / "predictions.csv"
     words = ["predict", "--model", str(run / "control-same-price"), "--data", f"folder:{tmp_path}", "--out", str(out)]
     assert main(words) == 0

@@ -86,13 +86,14 @@ def _resolved(flags: Mapping[str, Any], network: Any, images: Any) -> Preprocess
     return preprocess
 
 
-def made_for(classifier: Any) -> tuple[int | None, int | None]:
-    """Channels and shorter side of the images that a classifier was made for, None where it does not say."""
+def made_for(classifier: Any) -> tuple[int | None, int | None, bool]:
+    """Channels and shorter side of the images that a classifier was made for (None: it does not say); if squares."""
     networks: list[Any] = [getattr(classifier, "model", None), getattr(classifier, "base", None)]
     networks += getattr(classifier, "members", [])
     for network in networks:
         source = source_of(network)
         if source is not None:
-            return source.in_channels, min(source.image_size)
+            height, width = source.image_size
+            return source.in_channels, min(height, width), height == width
     shape = getattr(networks[0], "input_shape", None)
-    return (shape[0], shape[1]) if shape else (None, None)
+    return (shape[0], shape[1], shape[1] == shape[2]) if shape else (None, None, False)

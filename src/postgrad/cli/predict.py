@@ -93,9 +93,9 @@ def _predictions(options: Options) -> tuple[Sequence[str], Sequence[str], Any]:
     device = options.machine.device or "auto"
     if is_saved(model):
         classifier = saved_classifier(model, options.model, flags, device)
-        channels, side = made_for(classifier)
+        channels, side, square = made_for(classifier)
         size = classifier.preprocess.size or side
-        images = _images(options, size, channels)
+        images = _images(options, size, channels, square)
         if size and str(options.data.data).startswith("folder:"):
             say(f"note: larger pictures are reduced to a shorter side of {size} pixels, for which {model} was made")
     else:
@@ -109,7 +109,7 @@ def _predictions(options: Options) -> tuple[Sequence[str], Sequence[str], Any]:
     return images.names, classifier.class_names, classifier.predict_proba(images.images)
 
 
-def _images(options: Options, size: int | None, channels: int | None) -> Any:
+def _images(options: Options, size: int | None, channels: int | None, square: bool = False) -> Any:
     from postgrad.data.unlabelled import load_images
 
     data = options.data
@@ -118,6 +118,7 @@ def _images(options: Options, size: int | None, channels: int | None) -> Any:
         data_dir=data.data_dir,
         limit=data.limit,
         size=size,
+        square=square,
         channels=channels,
         memory=data.memory or "8GB",
     )

@@ -73,8 +73,8 @@ def folder_notes(root: Path, form: Form, skipped: Mapping[Path, str]) -> tuple[s
         notes.append(f"{root}: {skipped_list(skipped, root, 'skipped ')}.")
     if form.square:
         notes.append(
-            f"{root}: pictures differ in size; each is reduced to a shorter side of {form.height} pixels "
-            f"and cut to the square in its centre."
+            f"{root}: each picture is brought to a shorter side of {form.height} pixels and cut to the square in its "
+            f"centre."
         )
     return tuple(notes)
 

@@ -74,14 +74,20 @@ def look_at(files: Sequence[Path]) -> tuple[dict[Path, Look], dict[Path, str]]:
     return looks, failures
 
 
-def common_form(looks: Iterable[Look], *, size: int | None, channels: int | None, where: str) -> Form:
+def common_form(
+    looks: Iterable[Look], *, size: int | None, channels: int | None, where: str, square: bool = False
+) -> Form:
     """The shape for all pictures: their own if they share it (reduced to `size` if larger), else squares of `size`.
+
+    `square` asks for squares of `size` in any case.
 
     Grey pictures alone give one channel, otherwise there are three, unless `channels` says which.
     """
     looks = list(looks)
     shapes = {(look.height, look.width) for look in looks}
     channels = channels or (1 if all(look.grey for look in looks) else 3)
+    if size is not None and square and any(height != width for height, width in shapes):
+        return Form(size, True, channels, size, size)
     if len(shapes) == 1:
         ((height, width),) = shapes
         if size is None or size >= min(height, width):

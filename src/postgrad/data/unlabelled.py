@@ -32,6 +32,7 @@ def load_images(
     data_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     size: int | None = None,
+    square: bool = False,
     channels: int | None = None,
     memory: str = "8GB",
 ) -> Unlabelled:
@@ -42,14 +43,15 @@ def load_images(
 
     `folder:DIR` is every picture anywhere below DIR, by path; `npz:FILE` its `x_test` (or else `x_train`) and a
     published data set its test part, both by number from 0. `limit` takes the first so many. `channels` (1 or 3)
-    makes pictures grey or coloured; default: what they are. The other parameters are those of `load_dataset`.
+    makes pictures grey or coloured; default: what they are. `square` cuts them to squares of `size`, as pictures that
+    differ in size are anyway. The other parameters are those of `load_dataset`.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit: expected at least 1, got {limit}")
     kind, _, value = spec.partition(":")
     path = Path(value).expanduser()
     if kind == "folder" and value:
-        return _pictures(path, limit, size, channels, parse_memory(memory))
+        return _pictures(path, limit, size, square, channels, parse_memory(memory))
     if kind == "npz" and value:
         key = "x_test" if "x_test" in npz_keys(path) else "x_train"
         images = channels_first(read_array(path, key, budget=parse_memory(memory)), f"{path}: {key}")[:limit]
@@ -66,7 +68,9 @@ def _numbered(images: Tensor, notes: tuple[str, ...]) -> Unlabelled:
     return Unlabelled(images, tuple(str(number) for number in range(len(images))), notes)
 
 
-def _pictures(root: Path, limit: int | None, size: int | None, channels: int | None, budget: int) -> Unlabelled:
+def _pictures(
+    root: Path, limit: int | None, size: int | None, square: bool, channels: int | None, budget: int
+) -> Unlabelled:
     check_folder(root)
     files, others = pictures_below(root)
     skipped = dict.fromkeys(others, "not a picture")
@@ -74,7 +78,7 @@ def _pictures(root: Path, limit: int | None, size: int | None, channels: int | N
     skipped |= unreadable
     if not looks:
         raise UserError(f"{root}: no pictures{skipped_list(skipped, root, '; skipped ')}; check the path")
-    form = common_form(looks.values(), size=size, channels=channels, where=str(root))
+    form = common_form(looks.values(), size=size, square=square, channels=channels, where=str(root))
     pixels, failures = decode(list(looks), form, budget=budget)
     skipped |= failures
     names = tuple(file.relative_to(root).as_posix() for file in looks if file not in failures)
