@@ -234,6 +234,11 @@ def test_images_that_do_not_fit(x, message) -> None:
         per_sample_gradients(small(), x, LABELS)
 
 
+def test_images_that_the_model_cannot_take() -> None:
+    with pytest.raises(UserError, match=r"the model does not take images \(3, 2, 4, 4\): .*expected input"):
+        GradientEngine(small(), torch.zeros(1, 2, 4, 4))
+
+
 def test_images_unlike_the_example() -> None:
     made = GradientEngine(small(), IMAGES)
     with pytest.raises(UserError, match=r"expected \(N, 1, 4, 4\), got \(4, 1, 5, 5\)"):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from postgrad.errors import UserError
-from postgrad.gradients import GradientFallbackWarning, contract, per_sample_gradients, plan
+from postgrad.gradients import GradientEngine, GradientFallbackWarning, contract, per_sample_gradients, plan
 
 TOLERANCE = 1e-9
 NAMES = ["small", "seed-cnn", "mlp", "grouped", "volumes", "signals", "norms", "resnet18", "transformer", "tied"]
@@ -163,6 +163,38 @@ def test_a_parametrised_weight_goes_through_torch_func(loop_gradients, relative_
     with pytest.warns(GradientFallbackWarning, match="original0"):
         found = per_sample_gradients(model, x, labels)
     assert relative_error(found, loop_gradients(model, x, labels)) <= TOLERANCE
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of images, as in ConvNeXt: a layer type whose usual layout is wrong."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_an_overridden_forward_goes_through_torch_func(size, loop_gradients, relative_error) -> None:
+    """Also where the images' width happens to be the number of channels, so that the shapes alone look right."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 1), ChannelNorm(4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    model, x, labels = nn.Sequential(*layers).double(), torch.randn(4, 3, size, size).double(), torch.arange(4) % 3
+    with pytest.warns(GradientFallbackWarning, match=r"gradients of 1\.weight, 1\.bias: through torch\.func"):
+        found = per_sample_gradients(model, x, labels)
+    assert relative_error(found, loop_gradients(model, x, labels)) <= TOLERANCE
+
+
+def test_a_last_layer_of_zeros_hides_nothing(loop_gradients, relative_error) -> None:
+    """All gradients before it are zero at first; the plan must hold when the weights are no longer zero."""
+    torch.manual_seed(0)
+    model, x, labels = SequenceFirst().double(), torch.randn(6, 6, 5).double(), torch.arange(6) % 4
+    nn.init.zeros_(model.head.weight)
+    with pytest.warns(GradientFallbackWarning, match=r"inner\.weight"):
+        engine = GradientEngine(model, x)
+    assert not dict(engine.gradients(x, labels))["inner.weight"].any()
+    nn.init.normal_(model.head.weight)
+    found = {name: rows.clone() for name, rows in engine.gradients(x, labels)}
+    expected = {name: rows.flatten(1) for name, rows in loop_gradients(model, x, labels).items()}
+    assert relative_error(found, expected) <= TOLERANCE
 
 
 class Overwriting(nn.Module):

@@ -29,6 +29,7 @@ _SAMPLE = 2048
 _SAMPLE_FROM = 16384
 _WANDER = 7
 _STRETCH = 1024
+_RANGES_PER_THREAD = 8
 
 
 @_compiled()
@@ -227,21 +228,29 @@ def _bits(tensor: Tensor) -> Any:
 
 
 def _in_ranges(kernel: Callable[..., None], total: int, *arguments: Any) -> None:
-    """Run a kernel on ranges of rows or coordinates, one range for each of torch's threads.
+    """Run a kernel on ranges of rows or coordinates, with as many threads as torch has.
 
     Plain threads, since the kernels release the interpreter's lock: numba's own threading layers either abort when two
-    threads call them at once or break in forked processes.
+    threads call them at once or break in forked processes. The ranges are small and go to whichever thread is free,
+    because torch's own idle threads keep a core busy for milliseconds after each of its operations.
     """
     threads = min(torch.get_num_threads(), total)
-    bounds = [total * i // threads for i in range(threads + 1)]
     if threads == 1:
         kernel(*arguments, 0, total)
         return
+    size = -(-total // (_RANGES_PER_THREAD * threads))
+    starts = iter(range(0, total, size))
+
+    def work() -> None:
+        for start in starts:
+            kernel(*arguments, start, min(start + size, total))
+
     pool = _pool(threads - 1, os.getpid())
-    others = [pool.submit(kernel, *arguments, bounds[i], bounds[i + 1]) for i in range(1, threads)]
-    kernel(*arguments, bounds[0], bounds[1])
+    others = [pool.submit(work) for _ in range(threads - 1)]
+    work()
     for other in others:
-        other.result()
+        if not other.cancel():
+            other.result()
 
 
 @functools.lru_cache(maxsize=2)

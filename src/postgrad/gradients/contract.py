@@ -57,11 +57,14 @@ def closed_form(layer: nn.Module) -> ClosedForm | None:
 
 def fits(layer: nn.Module, x: Tensor, output_shape: Sequence[int], images: int) -> bool:
     """Whether a call's tensors hold `images` images on their first axis (or a multiple: windows of each image)."""
-    if isinstance(layer, _CONVOLUTIONS) and x.dim() != len(layer.kernel_size) + 2:
+    form = closed_form(layer)
+    if form is None or x.dim() == 0 or not output_shape or x.shape[0] != output_shape[0] or x.shape[0] % images:
         return False
-    if x.dim() == 0 or not output_shape or x.shape[0] != output_shape[0]:
-        return False
-    return x.shape[0] > 0 and x.shape[0] % images == 0
+    if isinstance(layer, _CONVOLUTIONS):
+        return x.dim() == len(layer.kernel_size) + 2
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        return tuple(x.shape[-len(layer.normalized_shape) :]) == tuple(layer.normalized_shape)
+    return form.features == (output_shape[-1] if form.layout == "last" else output_shape[min(1, len(output_shape) - 1)])
 
 
 # --- activations -------------------------------------------------------------------------------------------------

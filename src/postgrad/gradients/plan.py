@@ -37,22 +37,22 @@ class Plan:
 def make_plan(model: nn.Module, names: Sequence[str], example: Tensor) -> Plan:
     """Try the closed forms on three images against one backward pass at a time, and keep those that agree.
 
-    The trial runs in float64, so that a difference is a mistake and not rounding (in the network's own precision where
-    it cannot run in another). It catches whatever a list of layer types cannot: weights used outside their layer,
-    sequence-first layouts, overridden `forward` methods.
+    It catches whatever a list of layer types cannot: weights used outside their layer, sequence-first layouts,
+    overridden `forward` methods. The trial runs in float64, so that a difference is a mistake and not rounding, with
+    weights that are shaken a little, so that a last layer that starts at zero does not hide the others' mistakes.
     """
     _refuse_batch_statistics(model)
-    layers = _candidates(model, names)
     x = _probe_images(example)
-    state: State | None = _double(model, names)
-    double = x.double() if x.is_floating_point() else x
     tensors = dict(model.named_parameters())
     with capture.evaluation_mode(model, [tensors[name] for name in names]):
         try:
-            fallback.answer(model, double, state)
-        except (RuntimeError, TypeError):
-            state = None
-        return _verify(model, names, layers, x if state is None else double, state)
+            check_logits(model(x), len(x))
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise UserError(f"the model does not take images {tuple(x.shape)}: {_first_line(error)}") from error
+        state = _trial_state(model, names, x)
+        if state is not None and x.is_floating_point():
+            x = x.to(next(iter(state.values())).dtype)
+        return _verify(model, names, _candidates(model, names), x, state)
 
 
 def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, state: State | None) -> Plan:
@@ -60,16 +60,11 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         return fallback.answer(model, images, state)
 
     logits, calls = capture.run(forward, x, layers)
-    check_logits(logits, len(x))
     _refuse_mixing(forward, x, logits.detach())
-
-    classes = logits.shape[1]
-    labels = torch.arange(len(x), device=x.device) % classes
-    cotangents = cross_entropy_cotangents(logits, labels[:, None])
+    generator = torch.Generator().manual_seed(0)
+    cotangents = torch.randn(len(x), 1, logits.shape[1], generator=generator).to(logits)
     reference = _reference(model, names, x, cotangents, state)
-    found = _closed_forms(names, reference, logits, calls, cotangents)
-
-    agree = _agreeing(found, reference)
+    agree = _agreeing(_closed_forms(reference, logits, calls, cotangents), reference)
     unused = tuple(name for name in names if reference[name] is None)
     slow = tuple(name for name in names if name not in agree and name not in unused)
     vectorised = not slow or _vmap_agrees(model, slow, x, cotangents, state, reference)
@@ -83,7 +78,7 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         slow=slow,
         vectorised=vectorised,
         unused=unused,
-        num_classes=classes,
+        num_classes=logits.shape[1],
         delta_numbers=sum(call.output_shape.numel() for call in calls) // len(x),
         patch_numbers=max((_patch_numbers(call, len(x)) for call in calls), default=0),
     )
@@ -95,17 +90,16 @@ def _reference(
     try:
         return fallback.looped(model, names, x, cotangents, state)
     except RuntimeError as error:
-        raise UserError(f"the model cannot be differentiated: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the model cannot be differentiated: {_first_line(error)}") from error
 
 
 def _closed_forms(
-    names: Sequence[str],
     reference: Mapping[str, Tensor | None],
     logits: Tensor,
     calls: Sequence[capture.Call],
     cotangents: Tensor,
 ) -> dict[str, Tensor]:
-    """The closed form of every parameter whose calls all look as if they had one."""
+    """The closed form of every parameter that has calls, all of which look as if they had one."""
     images = len(cotangents)
     misfits = {
         block
@@ -118,16 +112,15 @@ def _closed_forms(
         for name, gradient in reference.items()
         if gradient is not None and name not in misfits
     }
-    scratch = Scratch()
-    for reached in capture.deltas(logits, calls, [cotangents[:, 0]], retain=True):
-        written: set[str] = set()
+    scratch, written = Scratch(), set[str]()
+    for reached in capture.deltas(logits, calls, [cotangents[:, 0]]):
         for call, delta in zip(calls, reached, strict=True):
             blocks = {slot: block for slot, block in call.slots.items() if block in found}
             form = contract.closed_form(call.layer)
             if delta is not None and blocks and form is not None:
                 arranged = contract.arrange(form, delta, images).unsqueeze(1)
                 contract.contract(call.layer, call.input, arranged, blocks, found, written, scratch)
-    return found
+    return {name: found[name] for name in written}
 
 
 def cross_entropy_cotangents(logits: Tensor, labels: Tensor) -> Tensor:
@@ -216,14 +209,33 @@ def _candidates(model: nn.Module, names: Sequence[str]) -> Layers:
     return layers
 
 
-def _double(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """The network's tensors in float64, with autograd on for the named parameters."""
+def _trial_state(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor] | None:
+    """Shaken tensors in float64, or in the network's own precision where it cannot run in another, or none at all."""
+    for dtype in (torch.float64, next(model.parameters()).dtype):
+        state = _shaken(model, names, dtype)
+        try:
+            fallback.answer(model, x.to(dtype) if x.is_floating_point() else x, state)
+        except (RuntimeError, TypeError):
+            continue
+        return state
+    return None
+
+
+def _shaken(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The network's tensors, autograd on for the named parameters; the parameters moved by about a hundredth."""
+    generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        state[name] = parameter.detach().double().requires_grad_(name in names)
+        exact = parameter.detach().to(dtype)
+        noise = torch.randn(exact.shape, generator=generator).to(exact)
+        state[name] = (exact + noise * (0.01 * exact.square().mean().sqrt() + 0.001)).requires_grad_(name in names)
     for name, buffer in model.named_buffers():
-        state[name] = buffer.double() if buffer.is_floating_point() else buffer
+        state[name] = buffer.to(dtype) if buffer.is_floating_point() else buffer
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _probe_images(example: Tensor) -> Tensor:
