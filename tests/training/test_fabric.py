@@ -120,8 +120,8 @@ def test_two_processes_train_as_one(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_length_of_a_budget(tmp_path):
-    first, second = run_script(tmp_path, "budget", 2, {"budget": "0.3s"})
+    first, second = run_script(tmp_path, "budget", 2, {"budget": "4s"})
     assert first["steps"] == second["steps"] > 1
     assert first["weights"] == second["weights"]
-    again = run_script(tmp_path, "budget", 2, {"budget": "0.3s"})
+    again = run_script(tmp_path, "budget", 2, {"budget": "4s"})
     assert [result["weights"] for result in again] == [first["weights"]] * 2
