@@ -59,7 +59,7 @@ def _nth_value(values, count, rank, histogram):  # type: ignore[no-untyped-def]
 
 
 @_compiled()
-def _bracket(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
+def _bracket(bits, rank, bound, work, histogram):  # type: ignore[no-untyped-def]
     """Two values that the `rank`-th magnitude of a long row is almost surely between, by a sample of the row."""
     size = len(bits)
     stride = size // _SAMPLE
@@ -73,7 +73,7 @@ def _bracket(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
         inside -= stride if inside >= stride else 0
     share = rank / size
     middle, spread = share * _SAMPLE, 3.0 * np.sqrt(_SAMPLE * share * (1 - share)) + 2
-    low, high = np.uint32(0), _MAGNITUDE
+    low, high = np.uint32(0), bound
     if middle - spread >= 0:
         low = _nth_value(work, _SAMPLE, np.int64(middle - spread), histogram)
     if middle + spread < _SAMPLE:
@@ -84,9 +84,15 @@ def _bracket(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
 @_compiled()
 def _nth_magnitude(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
     """The bits of the `rank`-th smallest (from 0) absolute value of one row."""
-    low, high = np.uint32(0), _MAGNITUDE
+    # This vectorised pass also brings a row from memory at full speed, which the loop below does not: a row that is in
+    # no cache (102,400 numbers) takes 90 µs instead of 146.
+    bound = np.uint32(0)
+    for i in range(len(bits)):
+        bound |= bits[i]
+    bound &= _MAGNITUDE  # no magnitude is larger than all bits that occur
+    low, high = np.uint32(0), bound
     if len(bits) >= _SAMPLE_FROM:
-        low, high = _bracket(bits, rank, work, histogram)
+        low, high = _bracket(bits, rank, bound, work, histogram)
     while True:
         span = high - low
         below, between = np.int64(0), np.uint64(0)
@@ -98,7 +104,7 @@ def _nth_magnitude(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
             below += np.int64(value < low)
         if below <= rank < below + np.int64(between):
             break
-        low, high = np.uint32(0), _MAGNITUDE
+        low, high = np.uint32(0), bound
     if span == 0:
         return low
     return low + _nth_value(work, np.int64(between), rank - below, histogram)
