@@ -1,0 +1,146 @@
+"""What is shown of the figures: the table on the terminal and on the documentation page, and the plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from postgrad.errors import UserError
+from postgrad.files import atomic_path, write_atomic
+
+BEGIN = "<!-- figures: begin (written by benchmarks/gradients.py) -->"
+END = "<!-- figures: end -->"
+TITLES = {"all_labels": "all labels, inference", "random_label_training": "one random label, training"}
+HEADINGS = (
+    "batch",
+    "implementation",
+    "gradients/s",
+    "spread",
+    "bare gradients/s",
+    "share of the floor",
+    "× best peer",
+    "peak memory, MB",
+)
+AXES = {"batch": "images in a batch", "labels": "labels (all of them)", "width": "filters in each convolution"}
+
+Row = Mapping[str, Any]
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """The rows of the table, by kind of work; bare gradients are a column of the others."""
+    return {title: [_cells(row) for row in figures["rows"] if row["work"] == work] for work, title in TITLES.items()}
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        str(row["batch"]),
+        row["implementation"],
+        f"{row['gradients_per_second']:,.0f}",
+        f"{100 * row['spread']:.0f} %",
+        f"{row['bare_gradients_per_second']:,.0f}",
+        f"{100 * row['share_of_floor']:.0f} %",
+        f"{row['ratio_to_best_peer']:.2f}",
+        f"{row['peak_memory_mb']:,.0f}",
+    ]
+
+
+def print_table(figures: Mapping[str, Any]) -> None:
+    """One table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="GradNet's work on the gradients of a seed-cnn")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "implementation" else "right")
+    for title, rows in tables(figures).items():
+        table.add_row("", title, style="bold")
+        for cells in rows:
+            table.add_row(*cells)
+        table.add_section()
+    console = Console()
+    console.print(table, width=max(100, console.width))
+
+
+def summary(figures: Mapping[str, Any]) -> list[str]:
+    """What was measured on what, and the few numbers that matter, one sentence each."""
+    environment, headline = figures["environment"], max(row["batch"] for row in figures["rows"])
+    machine = environment["gpu"] if figures["device"] != "cpu" else environment["processor"]
+    lines = [
+        f"{machine}, {environment['threads']} threads, torch {environment['versions']['torch']}; {figures['images']}; "
+        f"base network after {figures['base_steps']} steps.",
+        f"The machine multiplies and adds {figures['machine_gmacs']:.1f} G a second "
+        f"({figures['machine_gmacs_shape']}, float32).",
+    ]
+    for work, title in TITLES.items():
+        row = _ours(figures, work, headline)
+        vmap = f", {100 * row['memory_share_of_vmap']:.0f} % of vmap's memory"
+        lines.append(
+            f"{title[0].upper()}{title[1:]}, batch {headline}: {row['gradients_per_second']:,.0f} gradients a second, "
+            f"{row['ratio_to_best_peer']:.2f}× the best peer at this batch ({row['ratio_to_best_peer_any_batch']:.2f}× "
+            f"the best at any), {100 * row['share_of_floor']:.0f} % of the dense floor{vmap}."
+        )
+    return lines
+
+
+def _ours(figures: Mapping[str, Any], work: str, batch: int) -> Row:
+    return next(
+        row
+        for row in figures["rows"]
+        if row["implementation"] == "postgrad" and row["work"] == work and row["batch"] == batch
+    )
+
+
+def write_page(figures: Mapping[str, Any], page: Path) -> None:
+    """Put the figures between the page's two markers."""
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{page} cannot be read: {error.strerror}; give the page that has the markers") from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{page} has no place for the figures; it needs the lines '{BEGIN}' and '{END}'")
+    write_atomic(page, f"{before}{BEGIN}\n\n{markdown(figures)}\n\n{END}{after}")
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """The summary, the table in two parts, and the derivation of the floor."""
+    parts = ["\n".join(f"- {line}" for line in summary(figures))]
+    for title, rows in tables(figures).items():
+        parts.append(f"**{title[0].upper()}{title[1:]}**\n\n{_markdown_table(HEADINGS, rows)}")
+    parts.append(f"```text\n{figures['floor']['derivation']}\n{figures['floor']['zeros']}\n```")
+    return "\n\n".join(parts)
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = "|" + "|".join("---" if heading == "implementation" else "---:" for heading in headings) + "|"
+    return "\n".join([f"| {' | '.join(headings)} |", rule, *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def write_plot(figures: Mapping[str, Any], file: Path) -> None:
+    """Bare gradients a second against batch, labels and width, a line for each implementation; axes are logarithmic."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = list(dict.fromkeys(row["implementation"] for row in figures["growth"]))
+    for axes, (axis, title) in zip(figure.subplots(1, 3), AXES.items(), strict=True):
+        for name in names:
+            points = [row for row in figures["growth"] if row["axis"] == axis and row["implementation"] == name]
+            axes.plot(
+                [row["value"] for row in points],
+                [row["gradients_per_second"] for row in points],
+                marker="o",
+                linewidth=2.5 if name == "postgrad" else 1.2,
+                label=name,
+            )
+        values = sorted({row["value"] for row in figures["growth"] if row["axis"] == axis})
+        axes.set(xscale="log", yscale="log", xlabel=title, ylabel="gradients a second")
+        axes.set_xticks(values, [str(value) for value in values])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
