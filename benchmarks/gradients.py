@@ -36,18 +36,38 @@ from postgrad.studies.environment import environment
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """How much is measured: `probe` images choose the peers' ways and warm up, `memory` are kinds of work."""
 
     batches: tuple[int, ...]
     base_steps: int
     repeats: int
     repeats_of_long_work: int
+    probe: int
+    training_gradients: int
+    memory: tuple[str, ...]
     growth: Sequence[growth.Point]
-    probe: int = 25
 
 
-FULL = Scale((250, 25), base_steps=300, repeats=5, repeats_of_long_work=3, growth=growth.POINTS)
-QUICK = Scale((25,), base_steps=60, repeats=3, repeats_of_long_work=2, growth=growth.QUICK_POINTS)
+FULL = Scale(
+    batches=(250, 25),
+    base_steps=300,
+    repeats=5,
+    repeats_of_long_work=3,
+    probe=25,
+    training_gradients=500,
+    memory=("all_labels", "random_label_training", "bare"),
+    growth=growth.POINTS,
+)
+QUICK = Scale(
+    batches=(25,),
+    base_steps=60,
+    repeats=2,
+    repeats_of_long_work=2,
+    probe=10,
+    training_gradients=100,
+    memory=("all_labels", "random_label_training"),
+    growth=growth.QUICK_POINTS,
+)
 _LONG = 1000
 """Gradients from which a piece of work is long."""
 
@@ -59,13 +79,13 @@ def measure(scale: Scale, *, device: str) -> dict[str, Any]:
     layers = layers_of(setting.model, setting.batch(1).inputs)
     floor = Floor.of(layers, HIDDEN, CLASSES)
     choices = choose(setting, scale.probe)
-    bench = Bench(setting, choices)
+    bench = Bench(setting, choices, training_gradients=scale.training_gradients)
     say("checking that all implementations do the same")
     check(bench)
     shares = sparsity.measure(setting, layers, setting.batch(max(scale.batches)))
     rate = MachineRate(setting.device)
     timings = time_all(bench, scale, rate)
-    peaks = measure_memory(setting, list(timings), choices)
+    peaks = measure_memory(setting, [case for case in timings if case.work in scale.memory], choices)
     return {
         "machine_gmacs": rate.best / 1e9,
         "machine_gmacs_shape": rate.shape,
@@ -156,8 +176,8 @@ def make_rows(
                 "share_of_floor": speeds[case] * floor.multiply_adds(case.work, case.labels) / machine_rate,
                 "ratio_to_best_peer": speeds[case] / best_peer(case, any_batch=False),
                 "ratio_to_best_peer_any_batch": speeds[case] / best_peer(case, any_batch=True),
-                "peak_memory_mb": peaks[case],
-                "memory_share_of_vmap": peaks[case] / peaks[vmap],
+                "peak_memory_mb": peaks.get(case),
+                "memory_share_of_vmap": peaks[case] / peaks[vmap] if case in peaks else None,
             }
         )
     return rows

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradient_benchmark.timing import synchronise
 
-_SECONDS_EACH = 0.4
+_SECONDS_EACH = 0.25
 
 MATRIX_PRODUCTS: dict[str, tuple[int, int, int, int]] = {
     "one product of 2048³": (1, 2048, 2048, 2048),

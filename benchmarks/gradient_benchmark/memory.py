@@ -48,7 +48,7 @@ def _peak(folder: Path, case: Case, choices: Choices, device: str, threads: int)
     torch.set_num_threads(threads)
     postgrad.progress.quiet = True
     quieten()
-    bench = Bench(Setting.load(folder, device), choices, [case.implementation])
+    bench = Bench(Setting.load(folder, device), choices, [case.implementation], training_gradients=1)
     bench.seconds(Case(case.work, case.labels, case.implementation, WARM_UP_IMAGES))
     gc.collect()
     if bench.setting.device.type != "cpu":

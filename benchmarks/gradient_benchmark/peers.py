@@ -22,8 +22,9 @@ from postgrad.errors import UserError
 Part = tuple[slice, list[Tensor]]
 """Some images of a batch, and their gradients [(n, L, numel), …] under L labels."""
 
-_IMAGES_AT_ONCE = 25
-"""The loop's rows are handed on for as many images as the seed takes."""
+_IMAGES_AT_ONCE = 5
+"""The loop's rows are handed on for so few images that malloc keeps the memory of what follows, as it does not above
+32 MiB."""
 
 
 class Peer(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from postgrad.artifacts import read_tensors, save_tensors
 from postgrad.data.datasets import load_dataset
 from postgrad.methods.gradnet import GradNet
-from postgrad.models.seed_cnn import SeedCNN
+from postgrad.models.registry import create_model
 from postgrad.training import Recipe, train
 
 HIDDEN = (5, 100, 25)
@@ -85,11 +86,11 @@ def make_setting(*, device: str, steps: int, images: int = IMAGES) -> Setting:
     return Setting(gradnet, pixels, labels, classes, origin)
 
 
-def train_base(images: Tensor, classes: Tensor, steps: int, device: str) -> SeedCNN:
+def train_base(images: Tensor, classes: Tensor, steps: int, device: str) -> nn.Module:
     """A seed-cnn after some steps of plain SGD on centre crops, seeded."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = SeedCNN(3, CLASSES).to(device)
+        model: Any = create_model("seed-cnn", num_classes=CLASSES).to(device)
 
     def make_batch(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return model.preprocess(images[indices].to(device)), classes[indices].to(device)

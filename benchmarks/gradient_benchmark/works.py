@@ -33,7 +33,6 @@ WORKS: tuple[tuple[str, Which], ...] = (
 
 TOLERANCE = 1e-4
 _CHECKED_IMAGES = 6
-_TRAINING_GRADIENTS = 500
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,20 @@ class Choices:
 
 
 class Bench:
-    """Implementations by name, ready to do any kind of work."""
+    """Implementations by name, ready to do any kind of work.
 
-    def __init__(self, setting: Setting, choices: Choices, names: Sequence[str] = IMPLEMENTATIONS) -> None:
+    postgrad's training is timed over as many steps as make `training_gradients`, but two at least.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        choices: Choices,
+        names: Sequence[str] = IMPLEMENTATIONS,
+        *,
+        training_gradients: int = 500,
+    ) -> None:
+        self.training_gradients = training_gradients
         self.setting = setting
         self.ours = Postgrad(setting)
         peers = [name for name in names if name != "postgrad"]
@@ -83,7 +93,7 @@ class Bench:
 
     def _ours(self, case: Case, batch: Batch) -> float:
         if case.work == "random_label_training":
-            return self.ours.train(batch, steps=max(2, _TRAINING_GRADIENTS // case.gradients))
+            return self.ours.train(batch, steps=max(2, self.training_gradients // case.gradients))
         if case.work == "all_labels":
             return seconds_of(lambda: self.ours.mean_logits(batch), self.setting.device)
         labels: Labels = "all" if case.labels == "all" else batch.labels
