@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from postgrad.errors import UserError
-from postgrad.studies.config import ImproveConfig
+from postgrad.studies.config import CONTROLS, ImproveConfig
 from postgrad.validation import validated
 
 METHOD = "gradnet:epochs=2,hidden=5+100+25,lr=1e-3,normalise=scale+power"
@@ -40,6 +40,14 @@ def test_method_may_be_a_word_or_a_mapping() -> None:
     assert word == mapping
 
 
+def test_controls_may_be_a_word_or_a_list_in_any_order() -> None:
+    word = ImproveConfig.model_validate({"controls": "control-features, control-finetune"})
+    assert word == ImproveConfig(controls=("control-finetune", "control-features"))
+    assert "--controls control-finetune,control-features" in word.command()
+    assert ImproveConfig().controls == CONTROLS
+    assert "--controls" not in ImproveConfig().command()
+
+
 def test_resume_is_not_written() -> None:
     assert "resume" not in ImproveConfig(resume=Path("runs/demo")).to_yaml()
 
@@ -53,7 +61,7 @@ def test_only_the_given_parts_of_the_preprocessing_are_flags() -> None:
     ("settings", "sentence"),
     [
         ({"epoch": 3}, "unknown setting 'epoch': did you mean 'epochs'?"),
-        ({"zzz": 3}, "unknown setting 'zzz': known: base_accuracy, budget"),
+        ({"zzz": 3}, "unknown setting 'zzz': known: base_accuracy, base_accuracy_on, "),
         ({"limit": "x"}, "limit: should be a valid integer, got 'x'"),
         ({"limit": 0}, "limit: should be greater than 0, got 0"),
         ({"epochs": float("nan")}, "epochs: should be a finite number"),
@@ -68,6 +76,12 @@ def test_only_the_given_parts_of_the_preprocessing_are_flags() -> None:
         ({"mean": ".5,.5", "std": ".5"}, "mean has 2 numbers and std 1"),
         ({"mean": "a", "std": ".5"}, "mean: expected numbers with commas between them, got 'a'"),
         ({"mean": "0", "std": "0"}, "std: expected numbers above 0"),
+        ({"controls": "control-finetun"}, "unknown control 'control-finetun': did you mean 'control-finetune'?"),
+        ({"controls": []}, "at least one control"),
+        ({"controls": ["control-finetune"] * 2}, "each of them once"),
+        ({"controls": ["control-same-price", "control-finetune"]}, "name these two as well"),
+        ({"base_accuracy_on": "train"}, "base_accuracy_on: should be 'plain' or 'augmented', got 'train'"),
+        ({"base_validate_every": 0}, "base_validate_every: should be greater than 0"),
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [1, 1]}, "each of them once"),
         ({"seeds": [-1]}, "seeds.0: should be greater than or equal to 0, got -1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import getpass
 import hashlib
 import json
@@ -21,7 +22,9 @@ from torch import nn
 import postgrad
 from postgrad._loading import load_classifier
 from postgrad.cli import main
-from postgrad.data.datasets import Dataset, load_dataset
+from postgrad.data.datasets import Dataset, Images, load_dataset
+from postgrad.data.preprocessing import Augmentation, augment
+from postgrad.data.splits import halves
 from postgrad.errors import UserError
 from postgrad.files import locked
 from postgrad.reports import schema
@@ -205,6 +208,68 @@ def test_progress_and_notes_say_what_fits_what(results: schema.Results) -> None:
     assert any("the base is trained on 45 images of the first half" in note for note in results.notes)
     assert results.warnings == []
     assert (results.data.n_train, results.data.n_validation, results.data.n_test) == (90, 10, 100)
+
+
+# what is compared, and when a base stops
+
+
+def test_only_the_controls_that_are_asked_for_are_made(tiny, tmp_path: Path, finished: Path, predictions) -> None:
+    directory = improve(tiny(tmp_path / "run", controls=["control-features"]))
+    results = schema.read_results(directory / "results.json")
+    assert [arm.name for arm in results.arms] == ["base", "gradnet", "control-features"]
+    assert {verdict.control for verdict in results.verdicts} == {"base", "control-features"}
+    ours, whole = predictions(directory), predictions(finished)
+    for arm in ("base", "gradnet"):
+        np.testing.assert_array_equal(ours[arm], whole[arm])
+
+
+SHIFTED = Augmentation(pad=1, crop=True)
+"""For digits, which are trained on as they are."""
+
+
+def augmented_accuracy(arm: Path, images: Images, seed: int) -> float:
+    """By hand: one draw of the training augmentation, the network of the arm, the share of right answers."""
+    network = postgrad.load(arm)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        logits = network(augment(images.images, network.preprocess, SHIFTED, generator))
+    return float((logits.argmax(dim=1) == images.labels).double().mean())
+
+
+def test_base_is_stopped_and_scored_on_augmented_images_where_asked(
+    tiny, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shifted = dataclasses.replace(digits, augmentation=SHIFTED)
+    monkeypatch.setattr("postgrad.studies.improve.load_dataset", lambda *_, **__: shifted)
+    settings = {"base_accuracy": 0.3, "base_validate_every": 1, "epochs": 400, "controls": ["control-finetune"]}
+    plain = improve(tiny(tmp_path / "plain", seeds=[3], **settings))
+    augmented = improve(tiny(tmp_path / "augmented", seeds=[3], base_accuracy_on="augmented", **settings))
+    records = [json.loads((run / "base" / "arm.json").read_text()) for run in (plain, augmented)]
+    assert records[0]["augmented_accuracy"] is None
+    assert records[0]["description"].startswith("stopped at validation accuracy")
+    assert records[1]["description"].startswith("stopped at augmented validation accuracy")
+    assert digits.test is not None
+    assert digits.train is not None
+    by_hand = [augmented_accuracy(augmented / "base", digits.test, seed) for seed in range(3, 9)]
+    assert records[1]["augmented_accuracy"] == pytest.approx(by_hand[0])
+    assert len(set(by_hand)) > 1, "another draw would not be seen"
+    rows = list(csv.DictReader((augmented / "base" / "metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(1, len(rows) + 1))
+    validation = digits.train.subset(halves(digits).base_validation)
+    assert float(rows[-1]["accuracy"]) == pytest.approx(augmented_accuracy(augmented / "base", validation, 3))
+    assert all(float(row["accuracy"]) < 0.3 for row in rows[:-1])
+    assert float(rows[-1]["accuracy"]) >= 0.3
+
+
+def test_base_that_never_reaches_its_accuracy_says_which_step_is_used(tiny, tmp_path: Path) -> None:
+    directory = improve(
+        tiny(tmp_path / "run", epochs=2, base_accuracy=0.999, base_accuracy_on="augmented", controls="control-features")
+    )
+    results = schema.read_results(directory / "results.json")
+    assert "never reached the augmented validation accuracy 0.999" in results.warnings[0]
+    assert re.fullmatch(
+        r"best augmented validation accuracy 0\.\d{4}, at step \d+ of \d+", results.arm("base").description or ""
+    )
 
 
 # repeating and resuming

@@ -20,6 +20,7 @@ from postgrad.cli.options import (
     PreprocessOptions,
     Repeated,
     Seed,
+    Text,
     Time,
     given,
     preprocess_flags,
@@ -43,6 +44,8 @@ class RunOptions:
     """The training time of each method, such as 90s, 10m or 1h. Default: the method's own epochs."""
     base_accuracy: Number = None
     """Stop such a base network at this validation accuracy, such as 0.72. Default: 0.85 for digits, else none."""
+    controls: Annotated[Text, tyro.conf.arg(metavar="NAME[,NAME,...]")] = None
+    """Which controls each method gets, such as control-finetune,control-features. Default: all four."""
     seed: Seed = None
     """Run with this seed. Default: 0."""
     seeds: Count = None

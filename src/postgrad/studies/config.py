@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from postgrad.errors import unknown_name
 from postgrad.files import write_atomic
 from postgrad.methods.registry import get_method, parse_method
 from postgrad.units import parse_memory
 from postgrad.validation import read_yaml, validated
 
 PREPROCESS_FIELDS = ("size", "crop", "mean", "std", "per_image_standardise")
+CONTROLS = ("control-finetune", "control-features", "control-more-data", "control-same-price")
+"""Every control, in the order in which they are made."""
 
 
 def _expand(path: Any) -> Any:
@@ -29,6 +32,11 @@ def _numbers(value: Any) -> Any:
         except ValueError:
             raise ValueError(f"expected numbers with commas between them, got '{value}'") from None
     return (value,) if isinstance(value, (int, float)) else value
+
+
+def _names(value: Any) -> Any:
+    """Take `control-finetune,control-features` as well as a list of names."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
 UserPath = Annotated[Path, BeforeValidator(_expand)]
@@ -147,6 +155,15 @@ class ImproveConfig(RunConfig):
     >>> ImproveConfig.load("config.yaml") == config
     True
 
+    `controls` names those that each method is compared with, all four by default; control-same-price is made of
+    control-finetune and control-more-data, so it needs both.
+
+    `base_accuracy_on` says how the images look on which a base that is trained here must reach `base_accuracy`:
+    "plain", as all test images do, or "augmented", as training images do (up to 3,000 of them, the same draw at each
+    look). In the second case each base's arm.json also holds its `augmented_accuracy`, from one seeded pass over the
+    test images. `base_validate_every` is the number of steps between two looks (default: 50 with a `base_accuracy`,
+    else an epoch).
+
     `steps` holds the step counts that time budgets became in an earlier run, under keys such as
     `seed0/control-finetune/final`, so that a rerun from its `config.yaml` repeats it.
     """
@@ -156,6 +173,9 @@ class ImproveConfig(RunConfig):
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     budget: str | None = None
     base_accuracy: float | None = None
+    base_accuracy_on: Literal["plain", "augmented"] = "plain"
+    base_validate_every: PositiveInt | None = None
+    controls: Annotated[tuple[str, ...], BeforeValidator(_names)] = CONTROLS
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     whole_halves: bool = False
     steps: dict[str, Annotated[int, Field(ge=0)]] = {}
@@ -166,7 +186,7 @@ class ImproveConfig(RunConfig):
         >>> ImproveConfig(data="cifar10", base_accuracy=0.72, data_dir="/big/data").command()
         'postgrad improve --data cifar10 --data-dir data --base-accuracy 0.72'
         """
-        left_out = {"resume", "steps", "threads", "whole_halves"}
+        left_out = {"resume", "steps", "threads", "whole_halves", "base_accuracy_on", "base_validate_every"}
         given = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
         fields = type(self).model_fields
         flags = [_flag(name, value) for name, value in given.items() if value != fields[name].default]
@@ -185,6 +205,20 @@ class ImproveConfig(RunConfig):
         if value is not None and not 0 < value < 1:
             raise ValueError(f"expected a fraction between 0 and 1 (72 % is 0.72), got {value:g}")
         return value
+
+    @field_validator("controls")
+    @classmethod
+    def _known_controls(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
+        for name in controls:
+            if name not in CONTROLS:
+                raise unknown_name("control", name, CONTROLS)
+        if not controls or len(set(controls)) != len(controls):
+            raise ValueError(f"expected at least one control, each of them once, got {list(controls)}")
+        if "control-same-price" in controls and not {"control-finetune", "control-more-data"} <= set(controls):
+            raise ValueError(
+                "control-same-price is made of control-finetune and control-more-data; name these two as well"
+            )
+        return tuple(name for name in CONTROLS if name in controls)
 
     @field_validator("seeds")
     @classmethod

@@ -94,6 +94,8 @@ class ArmRecord:
     control_for: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    augmented_accuracy: float | None = None
+    """Of a base, on the test images augmented as in training, where the settings ask for it."""
 
     def write(self, directory: Path) -> None:
         """Write arm.json: from now on the arm is finished, and a resumed run loads it."""
