@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from postgrad.errors import UserError
 from postgrad.files import atomic_path, write_atomic
 
 BEGIN = "<!-- figures: begin (written by benchmarks/gradients.py) -->"
 END = "<!-- figures: end -->"
-TITLES = {"all_labels": "all labels, inference", "random_label_training": "one random label, training"}
-HEADINGS = (
-    "batch",
-    "implementation",
-    "gradients/s",
-    "spread",
-    "bare gradients/s",
-    "share of the floor",
-    "× best peer",
-    "peak memory, MB",
-)
+_WIDTH = 140
+WORKS = {"all_labels": "all labels, inference", "random_label_training": "one random label, training"}
+HEADINGS = {
+    "work": "left",
+    "batch": "right",
+    "implementation": "left",
+    "gradients/s": "right",
+    "spread": "right",
+    "bare gradients/s": "right",
+    "share of floor": "right",
+    "× best peer": "right",
+    "peak MB": "right",
+}
 AXES = {"batch": "images in a batch", "labels": "labels (all of them)", "width": "filters in each convolution"}
 
 Row = Mapping[str, Any]
 
 
-def tables(figures: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """The rows of the table, by kind of work; bare gradients are a column of the others."""
-    return {title: [_cells(row) for row in figures["rows"] if row["work"] == work] for work, title in TITLES.items()}
+def table(figures: Mapping[str, Any]) -> list[list[str]]:
+    """The rows under `HEADINGS`; bare gradients are a column of the other kinds of work."""
+    return [_cells(row) for row in figures["rows"] if row["work"] in WORKS]
 
 
 def _cells(row: Row) -> list[str]:
     return [
+        WORKS[row["work"]],
         str(row["batch"]),
         row["implementation"],
         f"{row['gradients_per_second']:,.0f}",
@@ -46,20 +49,19 @@ def _cells(row: Row) -> list[str]:
 
 
 def print_table(figures: Mapping[str, Any]) -> None:
-    """One table on the terminal."""
+    """The table on the terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="GradNet's work on the gradients of a seed-cnn")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "implementation" else "right")
-    for title, rows in tables(figures).items():
-        table.add_row("", title, style="bold")
-        for cells in rows:
-            table.add_row(*cells)
-        table.add_section()
+    shown = Table()
+    for heading, side in HEADINGS.items():
+        shown.add_column(heading, justify=cast(Any, side), no_wrap=True)
+    rows = table(figures)
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        shown.add_row(*row, end_section=following is None or following[:2] != row[:2])
     console = Console()
-    console.print(table, width=max(100, console.width))
+    # A file or a pipe has no width of its own, and the columns must not be cut.
+    Console(width=max(_WIDTH, console.width)).print(shown)
 
 
 def summary(figures: Mapping[str, Any]) -> list[str]:
@@ -67,12 +69,12 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
     environment, headline = figures["environment"], max(row["batch"] for row in figures["rows"])
     machine = environment["gpu"] if figures["device"] != "cpu" else environment["processor"]
     lines = [
-        f"{machine}, {environment['threads']} threads, torch {environment['versions']['torch']}; {figures['images']}; "
+        f"{machine}, threads: {environment['threads']}, torch {environment['versions']['torch']}; {figures['images']}; "
         f"base network after {figures['base_steps']} steps.",
         f"The machine multiplies and adds {figures['machine_gmacs']:.1f} G a second "
         f"({figures['machine_gmacs_shape']}, float32).",
     ]
-    for work, title in TITLES.items():
+    for work, title in WORKS.items():
         row = _ours(figures, work, headline)
         vmap = f", {100 * row['memory_share_of_vmap']:.0f} % of vmap's memory"
         lines.append(
@@ -105,28 +107,24 @@ def write_page(figures: Mapping[str, Any], page: Path) -> None:
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
-    """The summary, the table in two parts, and the derivation of the floor."""
-    parts = ["\n".join(f"- {line}" for line in summary(figures))]
-    for title, rows in tables(figures).items():
-        parts.append(f"**{title[0].upper()}{title[1:]}**\n\n{_markdown_table(HEADINGS, rows)}")
-    parts.append(f"```text\n{figures['floor']['derivation']}\n{figures['floor']['zeros']}\n```")
-    return "\n\n".join(parts)
-
-
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = "|" + "|".join("---" if heading == "implementation" else "---:" for heading in headings) + "|"
-    return "\n".join([f"| {' | '.join(headings)} |", rule, *(f"| {' | '.join(cells)} |" for cells in rows)])
+    """The summary, the table, and where the floor comes from."""
+    sentences = "\n".join(f"- {line}" for line in summary(figures))
+    rule = "|".join("---:" if side == "right" else "---" for side in HEADINGS.values())
+    lines = [f"| {' | '.join(HEADINGS)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in table(figures))]
+    derivation = f"```text\n{figures['floor']['derivation']}\n{figures['floor']['zeros']}\n```"
+    return "\n\n".join([sentences, "\n".join(lines), derivation])
 
 
 def write_plot(figures: Mapping[str, Any], file: Path) -> None:
     """Bare gradients a second against batch, labels and width, a line for each implementation; axes are logarithmic."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
     names = list(dict.fromkeys(row["implementation"] for row in figures["growth"]))
-    for axes, (axis, title) in zip(figure.subplots(1, 3), AXES.items(), strict=True):
+    for axes, (axis, title) in zip(figure.subplots(1, 3, sharey=True), AXES.items(), strict=True):
         for name in names:
             points = [row for row in figures["growth"] if row["axis"] == axis and row["implementation"] == name]
             axes.plot(
@@ -137,10 +135,15 @@ def write_plot(figures: Mapping[str, Any], file: Path) -> None:
                 label=name,
             )
         values = sorted({row["value"] for row in figures["growth"] if row["axis"] == axis})
-        axes.set(xscale="log", yscale="log", xlabel=title, ylabel="gradients a second")
+        axes.set(xscale="log", yscale="log", xlabel=title)
         axes.set_xticks(values, [str(value) for value in values])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.axes[0].legend()
+    first = figure.axes[0]
+    first.set_ylabel("gradients alone, a second")
+    first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    first.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    first.yaxis.minorticks_off()
+    first.legend()
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
