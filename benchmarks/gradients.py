@@ -54,7 +54,7 @@ FULL = Scale(
     repeats=5,
     repeats_of_long_work=3,
     probe=25,
-    training_gradients=500,
+    training_gradients=1500,
     memory=("all_labels", "random_label_training", "bare"),
     growth=growth.POINTS,
 )
