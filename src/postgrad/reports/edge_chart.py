@@ -10,6 +10,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from postgrad.evaluation.statistics import t_interval
+
 STYLES = {
     "all": ("#000000", "-", "all weights and biases"),
     "gradient": ("#0072B2", "-", "edges with the largest mean gradient"),
@@ -26,8 +28,8 @@ def draw_curves(results: Mapping[str, Any]) -> Figure:
 
     >>> write_picture(draw_curves(results), Path("runs/edges-digits"), "curves")
 
-    `results` is a study's results.json. Lines are means over seeds and bands reach from the worst seed to the best;
-    time includes the ranking of the edges, and the grey line is where all of them began.
+    `results` is a study's results.json. Lines are means over seeds, bands their 95 % intervals; time includes the
+    ranking of the edges, and the grey line is where all of them began.
     """
     shares = results["config"]["shares"]
     with rc_context({"font.size": 9, "axes.labelcolor": QUIET}):
@@ -46,7 +48,7 @@ def draw_curves(results: Mapping[str, Any]) -> Figure:
         figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False)
         config, seeds = results["config"], len(results["base"]["seeds"])
         figure.suptitle(
-            f"Fine-tuning some edges of {config['model']} on {config['data']}: mean, worst and best of {seeds} seeds",
+            f"Fine-tuning some edges of {config['model']} on {config['data']}: mean over {seeds} seeds, 95 % interval",
             fontsize=11,
         )
         figure.tight_layout(rect=(0, 0.12 if columns == 2 else 0.2, 1, 0.99))
@@ -61,7 +63,8 @@ def _panel(axes: Axes, results: Mapping[str, Any], share: float, against: str) -
             colour, dash, name = STYLES[arm["kind"]]
             x, y = curves(arm["seeds"], began, against)
             mean_x = x.mean(0)
-            axes.fill_between(mean_x, y.min(0), y.max(0), color=colour, alpha=0.12, linewidth=0)
+            low, high = _interval(y)
+            axes.fill_between(mean_x, low, high, color=colour, alpha=0.13, linewidth=0)
             axes.plot(mean_x, y.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=name)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -70,6 +73,12 @@ def _panel(axes: Axes, results: Mapping[str, Any], share: float, against: str) -
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _interval(y: np.ndarray) -> tuple[list[float], list[float]]:
+    """Student's 95 % interval of the mean of each column (seeds, points); no wider than a line for a single seed."""
+    ends = [t_interval(column) or (float(column.mean()),) * 2 for column in y.T]
+    return [low for low, _ in ends], [high for _, high in ends]
 
 
 def curves(records: Sequence[Mapping[str, Any]], began: Sequence[float], against: str) -> tuple[np.ndarray, np.ndarray]:

@@ -83,9 +83,11 @@ def draw_edges(
         return _finished(figure, title, remark, legend, HEAT, ("0 %", "100 %"))
 
 
-def write_picture(figure: Figure, directory: Path, name: str = "edges") -> list[Path]:
+def write_picture(
+    figure: Figure, directory: Path, name: str = "edges", kinds: Sequence[str] = ("svg", "png")
+) -> list[Path]:
     """Write a figure as SVG and PNG, the same bytes for the same figure."""
-    files = [directory / f"{name}.svg", directory / f"{name}.png"]
+    files = [directory / f"{name}.{kind}" for kind in kinds]
     with rc_context({"svg.hashsalt": "postgrad"}):
         for file in files:
             kind = file.suffix.removeprefix(".")

@@ -67,7 +67,7 @@ def write_page(page: Path, runs: Sequence[Path]) -> None:
     for file in studies:
         results = json.loads(file.read_text(encoding="utf-8"))
         name = file.parent.name
-        write_picture(draw_curves(results), page.parent.parent / "images", f"{name}-curves")
+        write_picture(draw_curves(results), page.parent.parent / "images", f"{name}-curves", kinds=("svg",))
         parts.append(section(name, results))
     write_atomic(page, "\n".join(parts))
 
