@@ -260,10 +260,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(figures)
         if options.json is not None:
             write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
-        if options.page is not None:
-            pages.write_page(figures, options.page)
         if options.plot is not None:
             pages.write_plot(figures, options.plot)
+        if options.page is not None:
+            pages.write_page(figures, options.page, options.plot)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -93,8 +94,8 @@ def _ours(figures: Mapping[str, Any], work: str, batch: int) -> Row:
     )
 
 
-def write_page(figures: Mapping[str, Any], page: Path) -> None:
-    """Put the figures between the page's two markers."""
+def write_page(figures: Mapping[str, Any], page: Path, plot: Path | None = None) -> None:
+    """Put the figures between the page's two markers, and a link to the plot where there is one."""
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
@@ -103,7 +104,11 @@ def write_page(figures: Mapping[str, Any], page: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{page} has no place for the figures; it needs the lines '{BEGIN}' and '{END}'")
-    write_atomic(page, f"{before}{BEGIN}\n\n{markdown(figures)}\n\n{END}{after}")
+    content = markdown(figures)
+    if plot is not None:
+        link = Path(os.path.relpath(plot, page.parent)).as_posix()
+        content += f"\n\n![Gradients alone, a second, by batch, labels and width]({link})"
+    write_atomic(page, f"{before}{BEGIN}\n\n{content}\n\n{END}{after}")
 
 
 def markdown(figures: Mapping[str, Any]) -> str:

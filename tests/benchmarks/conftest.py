@@ -14,9 +14,6 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-pytest.importorskip("backpack")
-pytest.importorskip("opacus")
-
 from gradient_benchmark.growth import WideSeedCNN  # noqa: E402
 from gradient_benchmark.setting import CLASSES, HIDDEN, SELECT, Setting, generated_images  # noqa: E402
 from gradient_benchmark.works import Bench, Choices  # noqa: E402

@@ -91,6 +91,7 @@ def test_page_plot_and_table_come_from_the_file(
     assert first.endswith("\nafter\n")
     assert "old" not in first
     assert first.count("| postgrad |") == 4
+    assert "](plot.png)" in first
     assert plot.read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "Multiply-adds of dense arithmetic" in shown
