@@ -217,21 +217,21 @@ def test_what_chooses_is_never_trained_on(study: Study) -> None:
     assert set(fewer.held_out.tolist()) <= parts[2]
 
 
-def answer(labels: torch.Tensor, right: float) -> torch.Tensor:
-    """Log-probabilities that are right for a share of the images and sure of it."""
+def answer(labels: torch.Tensor, right: float, sureness: float) -> torch.Tensor:
+    """Log-probabilities that are right for a share of the images."""
     shown = labels.clone()
     shown[round(right * len(labels)) :] = (labels[round(right * len(labels)) :] + 1) % 10
-    return (torch.nn.functional.one_hot(shown, 10) * 4.0).log_softmax(1)
+    return (torch.nn.functional.one_hot(shown, 10) * sureness).log_softmax(1)
 
 
-@pytest.mark.parametrize(("on_validation", "expected"), [(1.0, 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize(("on_validation", "expected"), [(1.0, 2.0), (0.0, 0.0)])
 def test_the_weight_of_a_sum_is_chosen_on_validation_images(
     study: Study, on_validation: float, expected: float
 ) -> None:
     validation, test = study.validation.labels, study.test.labels
-    network = Row("base", "base", "", 1, 1, 1, answer(validation, 0.5), answer(test, 0.5))
+    network = Row("base", "base", "", 1, 1, 1, answer(validation, 0.5, 4), answer(test, 0.5, 4))
     stage = replace(
-        network, name="s", validation=answer(validation, on_validation), test=answer(test, 1 - on_validation)
+        network, name="s", validation=answer(validation, on_validation, 3), test=answer(test, 1 - on_validation, 3)
     )
     summed = _sum(study, stage, network)
     assert summed.details["weight"] == expected

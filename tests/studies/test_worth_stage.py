@@ -88,6 +88,20 @@ def test_each_image_is_read_through_its_own_network(chosen: list[int], every: bo
         assert truth[each * position] == folds[fold].labels[place]
 
 
+@pytest.mark.parametrize(("wanted", "each"), [(None, [150, 30]), (10, [5, 5]), (500, [150, 30])])
+def test_statistics_are_gathered_over_as_many_images_as_asked(wanted: int | None, each: list[int]) -> None:
+    made = stage(RAW.model_copy(update={"statistics_images": wanted}), network(0))
+    networks = [network(1), network(2)]
+    reader = _Reader(made, [Source(n, pictures(k)) for n, k in zip(networks, (150, 30), strict=True)])
+    seen = [0, 0]
+    for inputs, labels in reader.statistics_batches(0):
+        assert len(inputs) == len(labels)
+        now = made.network.state_dict()["1.weight"]
+        owner = [k for k in (0, 1) if torch.equal(now, networks[k].state_dict()["1.weight"])]
+        seen[owner[0]] += len(inputs)
+    assert seen == each
+
+
 def test_weights_that_take_turns_are_as_good_as_a_stage_of_their_own() -> None:
     first, second, images = network(1), network(2), pictures(6).images
     made, own = stage(RAW, first), stage(RAW, second)

@@ -126,9 +126,9 @@ def _surroundings(part: str, results: Results, words: Path) -> str:
     seeds = len({row["seed"] for row in results["rows"]})
     fewer = "" if seeds >= MIN_SEEDS else f"; fewer than {MIN_SEEDS}, so these are statements about these runs"
     return (
-        f"{name}: two halves of {images['first_half']:,} and {images['second_half']:,} training "
-        f"images; {images['validation']:,} validation images choose and are never trained on; {images['test']:,} test "
-        f"images. {seeds} seed{'s' * (seeds > 1)}{fewer}. {machine['processor']}, {machine['threads']} thread(s), torch "
+        f"{name}: two halves of {images['first_half']:,} and {images['second_half']:,} training images; "
+        f"{images['validation']:,} validation images choose and are never trained on; {images['test']:,} test images. "
+        f"{seeds} seed{'s' * (seeds > 1)}{fewer}. {machine['processor']}, {machine['threads']} thread(s), torch "
         f"{machine['versions']['torch']}. Raw results: [{part}.json](raw/{words.stem}/{part}.json), predictions in "
         f"[{part}.npz](raw/{words.stem}/{part}.npz)."
     )

@@ -23,6 +23,7 @@ class StageConfig(_Checked):
     labels : "random" (one assumed label for each image) or "all".
     hidden : sizes of the hidden blocks; None is `auto_hidden`'s 5, 100, 25 for three layers.
     select, normalise, exponent, layers : as for `GradientSpace`.
+    statistics_images : how many images the normalisation is fitted to; None is all, as published.
     centred : the gradient under each label minus their mean over all labels.
     offset : the network's own log-probabilities are added to the logits, in training and prediction.
     batch_size : images in a step.
@@ -36,6 +37,7 @@ class StageConfig(_Checked):
     normalise: str = "scale+power"
     exponent: float = 0.5
     layers: tuple[str, ...] | None = None
+    statistics_images: PositiveInt | None = None
     centred: bool = False
     offset: bool = False
     batch_size: PositiveInt = 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -367,11 +368,13 @@ class _Reader:
         return (blocks, torch.cat([part[0][1] for part in parts])), torch.cat([part[1] for part in parts])
 
     def statistics_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented images, network by network, under random labels."""
+        """Augmented images, network by network, under random labels: all, or the first of each network."""
         generator = torch.Generator().manual_seed(seed)
-        with progress("gradient statistics", self.count, unit="images") as advance:
+        wanted = self.stage.config.statistics_images or self.count
+        share = math.ceil(wanted / len(self.weights)) if wanted < self.count else self.count
+        with progress("gradient statistics", min(wanted, self.count), unit="images") as advance:
             for owner, weights in enumerate(self.weights):
-                for chosen in (self.owner == owner).nonzero().flatten().split(100):
+                for chosen in (self.owner == owner).nonzero().flatten()[:share].split(100):
                     self.stage.adopt(weights)
                     inputs = self.stage.augmented(self.images[chosen], generator)
                     yield inputs, self._random_labels(len(chosen), generator)
