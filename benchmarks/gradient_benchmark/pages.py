@@ -10,8 +10,8 @@ from typing import Any, cast
 from postgrad.errors import UserError
 from postgrad.files import atomic_path, write_atomic
 
-BEGIN = "<!-- figures: begin (written by benchmarks/gradients.py) -->"
-END = "<!-- figures: end -->"
+BEGIN = "[//]: # (figures written by benchmarks/gradients.py)"
+END = "[//]: # (end of the figures)"
 _WIDTH = 140
 WORKS = {"all_labels": "all labels, inference", "random_label_training": "one random label, training"}
 HEADINGS = {
