@@ -221,7 +221,7 @@ def answer(labels: torch.Tensor, right: float, sureness: float) -> torch.Tensor:
     """Log-probabilities that are right for a share of the images."""
     shown = labels.clone()
     shown[round(right * len(labels)) :] = (labels[round(right * len(labels)) :] + 1) % 10
-    return (torch.nn.functional.one_hot(shown, 10) * sureness).log_softmax(1)
+    return (sureness * torch.nn.functional.one_hot(shown, 10).float()).log_softmax(1)
 
 
 @pytest.mark.parametrize(("on_validation", "expected"), [(1.0, 2.0), (0.0, 0.0)])
