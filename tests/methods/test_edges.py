@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from postgrad import edge_importance, important_edges, training_only
 from postgrad.errors import UserError
-from postgrad.methods.edges import load_masks, save_masks, top_edges
+from postgrad.methods.edges import edge_names, load_masks, save_masks, top_edges
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (11, 1, 6, 6), generator=GENERATOR).to(torch.uint8)
@@ -73,6 +73,25 @@ def test_predicted_and_random_labels(network: nn.Module) -> None:
     at_random = edge_importance(network, IMAGES, "random", seed=7)["5.weight"]
     torch.testing.assert_close(at_random, edge_importance(network, IMAGES, drawn)["5.weight"])
     assert not torch.equal(at_random, edge_importance(network, IMAGES, "random", seed=8)["5.weight"])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(1, 3, 4))
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.own = Scaled()
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.zeros(4, 4))
+
+
+def test_edges_are_weights_of_layers() -> None:
+    names = ["attention.in_proj_weight", "attention.out_proj.weight", "own.W"]
+    assert edge_names(Attention()) == names
 
 
 def test_the_network_is_left_as_it_was(network: nn.Module) -> None:
@@ -250,5 +269,5 @@ def test_infinite_weights_are_told(network: nn.Module) -> None:
 
 
 def test_a_network_without_edges_is_told() -> None:
-    with pytest.raises(UserError, match="no weight with two axes"):
+    with pytest.raises(UserError, match="no layer whose weight"):
         edge_importance(nn.Flatten(), IMAGES, LABELS)

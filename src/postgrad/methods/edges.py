@@ -71,17 +71,16 @@ def edge_importance(
         memory: the working memory of the gradients; images are taken in chunks that fit, none is kept.
 
     Returns:
-        For each weight with two axes or more (no biases, no normalisation layers) a float32 tensor of its shape, on the
-        CPU.
+        For each weight of `edge_names(model)` a float32 tensor of its shape, on the CPU.
 
     Raises:
         UserError: images or labels that do not fit the network, a network that mixes the images of a batch, gradients
             that are not finite.
     """
     stored = image_tensor(images)
-    names = weight_names(model)
+    names = edge_names(model)
     if not names:
-        raise UserError("the network has no weight with two axes or more, so there are no edges to rank")
+        raise UserError("the network has no layer whose weight has two axes or more, so there are no edges to rank")
     weight = model.get_parameter(names[0])
     to_input = preprocess or own_preprocessing(model) or Preprocessing()
 
@@ -121,6 +120,23 @@ def edge_importance(
         if not mean.isfinite().all():
             raise UserError(f"the gradients of {name} are not finite; check the weights and the preprocessing")
     return means
+
+
+def edge_names(model: nn.Module) -> list[str]:
+    """Names of the weights whose entries are edges, in order: those of layers, with two axes or more.
+
+    >>> edge_names(create_model("mlp", num_classes=10, image_size=8))
+    ['l0.weight', 'l1.weight', 'l2.weight']
+
+    No biases, no normalisation layers, and no tensors such as a transformer's position embedding, which belong to a
+    module that only holds layers and are not called weight.
+    """
+    places = {name: _place(model, name) for name in weight_names(model)}
+    return [
+        name
+        for name, (module, attribute) in places.items()
+        if "weight" in attribute or next(module.children(), None) is None
+    ]
 
 
 def important_edges(

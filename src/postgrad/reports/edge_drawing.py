@@ -249,7 +249,7 @@ def _draw_matrix(axes: Axes, layer: Edges) -> None:
         fontsize=9,
     )
     axes.set_ylabel("output")
-    axes.set_xlabel("input" if image.shape == matrix.shape else "input (neighbours averaged)")
+    axes.set_xlabel("input" if inputs <= BINS else "input (neighbours averaged)")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
