@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from postgrad.cli import main
 from postgrad.errors import UserError
 from postgrad.files import locked
 from postgrad.reports.schema import read_results
-from postgrad.studies import ledger_runs
+from postgrad.studies import ledger, ledger_runs
 from postgrad.studies.config import ImproveConfig
 from postgrad.studies.ledger_runs import first_part, improve_process, is_done, is_finished, run_rows
 
@@ -211,16 +212,30 @@ PATCHED = (
 """Lets the runner start children that keep a checkpoint every tenth of a second; a test cannot wait half a minute."""
 
 
-def runner(page: Path, runs: Path, recipes: Path) -> subprocess.Popen[str]:
-    words = [str(page), "--runs", str(runs), "--recipes", str(recipes), "--run"]
-    return subprocess.Popen(
-        [sys.executable, "-c", PATCHED + RUNNER, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start the command that makes a page's runs, saving often or as it is; none outlives the test."""
+    processes = []
+
+    def begin(page: Path, runs: Path, recipes: Path, *, often: bool) -> subprocess.Popen[str]:
+        words = [str(page), "--runs", str(runs), "--recipes", str(recipes), "--run"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", (PATCHED if often else "") + RUNNER, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        kill_all(process)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -232,8 +247,11 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    """`kill -9` for the runner and the run that it started, which share a process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdout is not None and not process.stdout.closed:
+        process.communicate()
 
 
 def step_of(training: Path) -> int:
@@ -244,21 +262,23 @@ def step_of(training: Path) -> int:
     return int(saved["position"]["step"]) if saved["history"] is None else -1
 
 
+def write_page(folder: Path, order: list[str]) -> Path:
+    folder.mkdir()
+    content: dict[str, Any] = {"title": "T", "source": "S", "introduction": "I", "method": "gradnet", "order": order}
+    content["rows"] = [{"claim": name, "run": name} for name in dict.fromkeys(order)]
+    (folder / "page.yaml").write_text(yaml.safe_dump(content))
+    return folder / "page.yaml"
+
+
 @pytest.mark.slow
 def test_killed_inside_and_between_rows_the_table_ends_as_if_it_had_not_been(
-    tmp_path: Path, recipes, few_steps: dict[str, int], predictions
+    tmp_path: Path, recipes, few_steps: dict[str, int], predictions, start: Start, here: list[list[str]]
 ) -> None:
-    steps = few_steps | {"seed0/control-finetune/training/final": 1500}
+    steps = few_steps | {"seed0/control-finetune/training/final": 600}
     folder = recipes(first={"steps": steps}, second={"seeds": [0, 1], "controls": FEATURES})
-    rows = [{"claim": name, "run": name} for name in ("first", "second")]
-    pages = [tmp_path / name / "page.yaml" for name in ("disturbed", "undisturbed")]
-    for page in pages:
-        page.parent.mkdir()
-        content = {"title": "T", "source": "S", "introduction": "I", "method": "gradnet", "rows": rows}
-        page.write_text(yaml.safe_dump({**content, "order": ["second", "first", "second"]}))
-    page, runs = pages[0], tmp_path / "runs"
+    page, runs = write_page(tmp_path / "disturbed", ["second", "first", "second"]), tmp_path / "runs"
 
-    inside = runner(page, runs, folder)
+    inside = start(page, runs, folder, often=True)
     wait_until(lambda: step_of(runs / "first" / "control-finetune" / "training" / "final") > 0, inside)
     kill_all(inside)
     assert is_finished(runs / "second")
@@ -266,40 +286,37 @@ def test_killed_inside_and_between_rows_the_table_ends_as_if_it_had_not_been(
     assert "| second | – | – | – | – |" in page.with_suffix(".md").read_text()
     assert "| first | – | – | – | not run |" in page.with_suffix(".md").read_text()
 
-    growing = runner(page, runs, folder)
+    growing = start(page, runs, folder, often=False)
     wait_until(lambda: (runs / "second" / "seed-1" / "base" / "arm.json").exists(), growing)
     kill_all(growing)
     assert is_finished(runs / "first")
     assert not is_finished(runs / "second")
 
-    last = runner(page, runs, folder)
-    assert last.wait(PATIENCE_SECONDS) == 0, last.communicate()[1]
-    last.communicate()
-    undisturbed = runner(pages[1], tmp_path / "others", folder)
-    assert undisturbed.wait(PATIENCE_SECONDS) == 0, undisturbed.communicate()[1]
-    undisturbed.communicate()
+    last = start(page, runs, folder, often=False)
+    _, err = last.communicate(timeout=PATIENCE_SECONDS)
+    assert last.returncode == 0, err
+    other_page, others = write_page(tmp_path / "undisturbed", ["second", "first", "second"]), tmp_path / "others"
+    assert ledger.main([str(other_page), "--runs", str(others), "--recipes", str(folder), "--run"]) == 0
     for name in ("first", "second"):
-        ours, theirs = predictions(runs / name), predictions(tmp_path / "others" / name)
+        ours, theirs = predictions(runs / name), predictions(others / name)
         assert ours.keys() == theirs.keys()
         for arm, probabilities in theirs.items():
             np.testing.assert_array_equal(ours[arm], probabilities, err_msg=f"{name}/{arm}")
-        verdicts = [json.loads((page.parent / "raw" / name / "results.json").read_text())["verdicts"] for page in pages]
-        assert verdicts[0] == verdicts[1]
+        kept = [json.loads((of.parent / "raw" / name / "results.json").read_text()) for of in (page, other_page)]
+        assert kept[0]["verdicts"] == kept[1]["verdicts"]
     assert not list(runs.rglob("*.tmp"))
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_run_in_progress_too(tmp_path: Path, recipes, few_steps: dict[str, int]) -> None:
+def test_sigterm_ends_the_run_in_progress_too(tmp_path: Path, recipes, few_steps: dict[str, int], start: Start) -> None:
     folder = recipes(row={"steps": few_steps | {"seed0/control-finetune/training/final": 100_000}})
-    page, runs = tmp_path / "page.yaml", tmp_path / "runs"
-    rows = [{"claim": "row", "run": "row"}]
-    content = {"title": "T", "source": "S", "introduction": "I", "method": "gradnet", "rows": rows, "order": ["row"]}
-    page.write_text(yaml.safe_dump(content))
-    process = runner(page, runs, folder)
+    page, runs = write_page(tmp_path / "page", ["row"]), tmp_path / "runs"
+    process = start(page, runs, folder, often=True)
     wait_until(lambda: step_of(runs / "row" / "control-finetune" / "training" / "final") > 0, process)
     process.terminate()
-    assert process.wait(PATIENCE_SECONDS) == 130
-    assert "the same command goes on" in process.communicate()[1]
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130, err
+    assert "the same command goes on" in err
     with locked(runs / "row"):
         pass  # nobody holds it any more
     assert not is_finished(runs / "row")
