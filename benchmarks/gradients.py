@@ -60,10 +60,10 @@ FULL = Scale(
 )
 QUICK = Scale(
     batches=(25,),
-    base_steps=60,
+    base_steps=20,
     repeats=2,
     repeats_of_long_work=2,
-    probe=10,
+    probe=5,
     training_gradients=100,
     memory=("all_labels", "random_label_training"),
     growth=growth.QUICK_POINTS,
