@@ -79,8 +79,8 @@ def test_a_wrong_label_is_seen(build, loop_gradients, relative_error) -> None:
 def drop_all_but_the_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
     real = contract.contract
 
-    def overwrite(layer, x, delta, slots, out, written, scratch) -> None:
-        real(layer, x, delta, slots, out, set(), scratch)
+    def overwrite(layer, x, delta, slots, out, written, scratch, **how) -> None:
+        real(layer, x, delta, slots, out, set(), scratch, **how)
         written.update(slots.values())
 
     monkeypatch.setattr(contract, "contract", overwrite)

@@ -93,7 +93,7 @@ def test_every_optimizer_takes_a_step(name):
     optimizer = Recipe(epochs=1, optimizer=name.upper(), lr=0.1).make_optimizer([weight])
     weight.grad = torch.ones(3, 3)
     optimizer.step()
-    assert type(optimizer) is getattr(torch.optim, name)
+    assert isinstance(optimizer, getattr(torch.optim, name))
     assert not torch.equal(weight, torch.ones(3, 3))
 
 

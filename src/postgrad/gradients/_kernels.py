@@ -8,31 +8,26 @@ shows, everything is collected instead.
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-# numpy's error model: a division that may raise cannot be vectorised.
-_compiled = functools.partial(numba.njit, nogil=True, cache=True, error_model="numpy")
+from postgrad.gradients._threads import in_ranges
+from postgrad.gradients._vector import bits_set, compiled, lowest_bit, within_64
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITY = np.uint32(0x7F800000)
 _DIGIT = 11
 _DIGITS = 1 << _DIGIT
 _SAMPLE = 2048
 _SAMPLE_FROM = 16384
 _WANDER = 7
 _STRETCH = 1024
-_RANGES_PER_THREAD = 8
 
 
-@_compiled()
+@compiled()
 def _nth_value(values, count, rank, histogram):  # type: ignore[no-untyped-def]
     """The `rank`-th smallest (from 0) of the first `count` values below 2³¹; what it reads, it overwrites."""
     shift = np.uint32(31)
@@ -58,7 +53,7 @@ def _nth_value(values, count, rank, histogram):  # type: ignore[no-untyped-def]
     return values[0]
 
 
-@_compiled()
+@compiled()
 def _bracket(bits, rank, bound, work, histogram):  # type: ignore[no-untyped-def]
     """Two values that the `rank`-th magnitude of a long row is almost surely between, by a sample of the row."""
     size = len(bits)
@@ -81,7 +76,60 @@ def _bracket(bits, rank, bound, work, histogram):  # type: ignore[no-untyped-def
     return low, high
 
 
-@_compiled()
+@compiled()
+def _count_within(bits, low, span):  # type: ignore[no-untyped-def]
+    """How many magnitudes are from `low` to `low + span`."""
+    count = np.int64(0)
+    whole = len(bits) // 64 * 64
+    for at in range(0, whole, 64):
+        count += bits_set(within_64(bits, at, low, span))
+    for i in range(whole, len(bits)):
+        count += np.int64((bits[i] & _MAGNITUDE) - low <= span)
+    return count
+
+
+@compiled()
+def _values_within(bits, low, span, values):  # type: ignore[no-untyped-def]
+    """Write how far above `low` those magnitudes are; return how many there are."""
+    count = np.int64(0)
+    whole = len(bits) // 64 * 64
+    for at in range(0, whole, 64):
+        mask = within_64(bits, at, low, span)
+        while mask != 0:
+            values[count] = (bits[at + lowest_bit(mask)] & _MAGNITUDE) - low
+            count += 1
+            mask &= mask - np.uint64(1)
+    for i in range(whole, len(bits)):
+        values[count] = (bits[i] & _MAGNITUDE) - low
+        count += np.int64(values[count] <= span)
+    return count
+
+
+@compiled()
+def places_above(bits, threshold, places):  # type: ignore[no-untyped-def]
+    """Write the places, ascending, of numbers whose magnitude is above that of the bits `threshold`; return how many.
+
+    What is not a number is above nothing.
+    """
+    count = np.int64(0)
+    if threshold >= _INFINITY:
+        return count
+    low, span = threshold + np.uint32(1), _INFINITY - threshold - np.uint32(1)
+    whole = len(bits) // 64 * 64
+    for at in range(0, whole, 64):
+        mask = within_64(bits, at, low, span)
+        while mask != 0:
+            places[count] = at + lowest_bit(mask)
+            count += 1
+            mask &= mask - np.uint64(1)
+    for i in range(whole, len(bits)):
+        if (bits[i] & _MAGNITUDE) - low <= span:
+            places[count] = i
+            count += 1
+    return count
+
+
+@compiled()
 def _nth_magnitude(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
     """The bits of the `rank`-th smallest (from 0) absolute value of one row."""
     # This vectorised pass also brings a row from memory at full speed, which the loop below does not: a row that is in
@@ -95,40 +143,35 @@ def _nth_magnitude(bits, rank, work, histogram):  # type: ignore[no-untyped-def]
         low, high = _bracket(bits, rank, bound, work, histogram)
     while True:
         span = high - low
-        below, between = np.int64(0), np.uint64(0)
-        for i in range(len(bits)):
-            value = bits[i] & _MAGNITUDE
-            above_low = value - low  # wraps around for what is below
-            work[between] = above_low
-            between += np.uint64(above_low <= span)
-            below += np.int64(value < low)
-        if below <= rank < below + np.int64(between):
+        below = _count_within(bits, np.uint32(0), low - np.uint32(1)) if low > 0 else np.int64(0)
+        between = _values_within(bits, low, span, work)
+        if below <= rank < below + between:
             break
         low, high = np.uint32(0), bound
     if span == 0:
         return low
-    return low + _nth_value(work, np.int64(between), rank - below, histogram)
+    return low + _nth_value(work, between, rank - below, histogram)
 
 
-@_compiled()
+@compiled()
 def _workspace(size):  # type: ignore[no-untyped-def]
     return np.empty(max(size + 1, 2 * _SAMPLE), np.uint32), np.empty(_DIGITS, np.int64)
 
 
-@_compiled()
+@compiled()
 def _thresholds(bits, rank, thresholds, start, stop):  # type: ignore[no-untyped-def]
     work, histogram = _workspace(bits.shape[1])
     for row in range(start, stop):
         thresholds[row] = _nth_magnitude(bits[row], rank, work, histogram)
 
 
-@_compiled()
+@compiled()
 def _zero_below(values, threshold):  # type: ignore[no-untyped-def]
     for i in range(len(values)):
         values[i] = values[i] if np.abs(values[i]) > threshold else np.float32(0)
 
 
-@_compiled()
+@compiled()
 def _scale_root_above(values, threshold, low, width, roots):  # type: ignore[no-untyped-def]
     """(v − low) / width for values above the threshold and its signed square root `roots` times; zero for others."""
     if roots == 1:
@@ -146,7 +189,7 @@ def _scale_root_above(values, threshold, low, width, roots):  # type: ignore[no-
         values[i] = scaled if np.abs(value) > threshold else np.float32(0)
 
 
-@_compiled()
+@compiled()
 def _select(rows, bits, rank, start, stop):  # type: ignore[no-untyped-def]
     work, histogram = _workspace(bits.shape[1])
     threshold = np.empty(1, np.uint32)
@@ -155,7 +198,7 @@ def _select(rows, bits, rank, start, stop):  # type: ignore[no-untyped-def]
         _zero_below(rows[row], threshold.view(np.float32)[0])
 
 
-@_compiled()
+@compiled()
 def _select_scale_root(rows, bits, rank, low, width, roots, start, stop):  # type: ignore[no-untyped-def]
     work, histogram = _workspace(bits.shape[1])
     threshold = np.zeros(1, np.uint32)
@@ -165,7 +208,24 @@ def _select_scale_root(rows, bits, rank, low, width, roots, start, stop):  # typ
         _scale_root_above(rows[row], threshold.view(np.float32)[0], low, width, roots)
 
 
-@_compiled()
+@compiled()
+def _select_rows(rows, bits, rank, low, width, roots, values, places, counts, start, stop):  # type: ignore[no-untyped-def]
+    """The same, keeping only what is above the threshold, with its places."""
+    work, histogram = _workspace(bits.shape[1])
+    for row in range(start, stop):
+        every, kept, where = rows[row], values[row], places[row]
+        count = places_above(bits[row], _nth_magnitude(bits[row], rank, work, histogram), where)
+        for i in range(count):
+            place = where[i]
+            scaled = (every[place] - low[place]) / width[place]
+            for _ in range(roots):
+                scaled = np.copysign(np.sqrt(np.abs(scaled)), scaled)
+            kept[i] = scaled
+        kept[count:] = np.float32(0)
+        counts[row] = count
+
+
+@compiled()
 def _extremes(rows, low, high, start, stop):  # type: ignore[no-untyped-def]
     """Each coordinate's extremes, from `start` to `stop`; a stretch of coordinates stays in the first cache."""
     for first in range(start, stop, _STRETCH):
@@ -178,7 +238,7 @@ def _extremes(rows, low, high, start, stop):  # type: ignore[no-untyped-def]
                 highs[i] = max(highs[i], values[i])
 
 
-@_compiled()
+@compiled()
 def _moments(rows, count, mean, squares, start, stop):  # type: ignore[no-untyped-def]
     """Welford's running mean and sum of squared deviations in float64, after `count` earlier rows."""
     for first in range(start, stop, _STRETCH):
@@ -201,28 +261,44 @@ def applies(rows: Tensor) -> bool:
 def thresholds(rows: Tensor, rank: int) -> Tensor:
     """The `rank`-th smallest absolute value of each row, (R, 1)."""
     found = np.empty(len(rows), np.uint32)
-    _in_ranges(_thresholds, len(rows), _bits(rows), rank, found)
+    in_ranges(_thresholds, len(rows), _bits(rows), rank, found)
     return torch.from_numpy(found.view(np.float32)).unsqueeze(1)
 
 
 def select_(rows: Tensor, rank: int) -> None:
     """Zero what is not strictly above each row's `rank`-th smallest absolute value."""
-    _in_ranges(_select, len(rows), _values(rows), _bits(rows), rank)
+    in_ranges(_select, len(rows), _values(rows), _bits(rows), rank)
 
 
 def select_scale_root_(rows: Tensor, rank: int, low: Tensor, width: Tensor, roots: int) -> None:
     """Selection (none where rank < 0), (g − low) / width and `roots` square roots in one visit of each row."""
-    _in_ranges(_select_scale_root, len(rows), _values(rows), _bits(rows), rank, _values(low), _values(width), roots)
+    in_ranges(_select_scale_root, len(rows), _values(rows), _bits(rows), rank, _values(low), _values(width), roots)
+
+
+def select_rows(
+    rows: Tensor,
+    rank: int,
+    low: Tensor,
+    width: Tensor,
+    roots: int,
+    values: Tensor,
+    places: Tensor,
+    counts: Tensor,
+) -> None:
+    """The same, written as values and places (R, P − rank) and how many of them are used (R,)."""
+    out = (_values(values), _values(places), _values(counts))
+    arguments = (_values(rows), _bits(rows), rank, _values(low), _values(width), roots, *out)
+    in_ranges(_select_rows, len(rows), *arguments)
 
 
 def extremes(rows: Tensor, low: Tensor, high: Tensor) -> None:
     """Take rows (R, P) into the smallest and largest value of each coordinate, in place."""
-    _in_ranges(_extremes, rows.shape[1], _values(rows), _values(low), _values(high))
+    in_ranges(_extremes, rows.shape[1], _values(rows), _values(low), _values(high))
 
 
 def moments(rows: Tensor, count: int, mean: Tensor, squares: Tensor) -> None:
     """Take rows (R, P) into the float64 mean and sum of squared deviations of `count` earlier ones, in place."""
-    _in_ranges(_moments, rows.shape[1], _values(rows), count, _values(mean), _values(squares))
+    in_ranges(_moments, rows.shape[1], _values(rows), count, _values(mean), _values(squares))
 
 
 def _values(tensor: Tensor) -> Any:
@@ -231,34 +307,3 @@ def _values(tensor: Tensor) -> Any:
 
 def _bits(tensor: Tensor) -> Any:
     return tensor.detach().numpy().view(np.uint32)
-
-
-def _in_ranges(kernel: Callable[..., None], total: int, *arguments: Any) -> None:
-    """Run a kernel on ranges of rows or coordinates, with as many threads as torch has.
-
-    Plain threads, since the kernels release the interpreter's lock: numba's own threading layers either abort when two
-    threads call them at once or break in forked processes. The ranges are small and go to whichever thread is free,
-    because torch's own idle threads keep a core busy for milliseconds after each of its operations.
-    """
-    threads = min(torch.get_num_threads(), total)
-    if threads == 1:
-        kernel(*arguments, 0, total)
-        return
-    size = -(-total // (_RANGES_PER_THREAD * threads))
-    starts = iter(range(0, total, size))
-
-    def work() -> None:
-        for start in starts:
-            kernel(*arguments, start, min(start + size, total))
-
-    pool = _pool(threads - 1, os.getpid())
-    others = [pool.submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        if not other.cancel():
-            other.result()
-
-
-@functools.lru_cache(maxsize=2)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="postgrad-gradients")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from postgrad.errors import UserError
+from postgrad.gradients import contract
 
 Slots = Mapping[str, str]
 """Which block each of a layer's own parameters belongs to: `{"weight": "conv1.weight", "bias": "conv1.bias"}`."""
@@ -53,20 +54,28 @@ def run(
     forward: Callable[[Tensor], Tensor],
     x: Tensor,
     layers: Mapping[str, tuple[nn.Module, Slots]],
+    *,
+    sparse: Collection[str] = (),
 ) -> tuple[Tensor, list[Call]]:
     """The network's answer and the calls of `layers`, in the order in which they were made.
+
+    The layers named in `sparse` get a backward pass that leaves out zeros, where there is one.
 
     Inputs are kept without a copy: where something overwrites one later, autograd itself refuses the weight's gradient,
     and so does the trial that precedes all use.
     """
     calls: list[Call] = []
 
-    def recorder(name: str, slots: Slots) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
-        def record(layer: nn.Module, arguments: tuple[Tensor, ...], output: object) -> None:
+    def recorder(name: str, slots: Slots) -> Callable[[nn.Module, tuple[Tensor, ...], object], Tensor | None]:
+        def record(layer: nn.Module, arguments: tuple[Tensor, ...], output: object) -> Tensor | None:
             if not (arguments and isinstance(output, Tensor) and output.requires_grad):
-                return
-            edge = get_gradient_edge(_node_holder(output))
-            calls.append(Call(layer, name, slots, arguments[0].detach(), edge, output.shape))
+                return None
+            x = arguments[0]
+            replaced = name in sparse and contract.takes_sparse_backward(layer, x)
+            answer = contract.SparseBackward.apply(x, output, layer) if replaced else output
+            edge = get_gradient_edge(_node_holder(answer))
+            calls.append(Call(layer, name, slots, x.detach(), edge, output.shape))
+            return answer if replaced else None
 
         return record
 

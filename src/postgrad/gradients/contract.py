@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from postgrad.gradients import _sparse
 from postgrad.gradients.scratch import Scratch
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -119,16 +120,19 @@ def convolution_patches(layer: Any, x: Tensor) -> Tensor:
     )
 
 
-def _padded(layer: Any, x: Tensor) -> Tensor:
+def _sides(layer: Any) -> list[tuple[int, int]]:
+    """How much a convolution pads each axis, before and after."""
     if layer.padding == "same":
         # An odd total goes to the far side, as torch.nn does it.
         totals = [step * (kernel - 1) for step, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
-        sides = [(total // 2, total - total // 2) for total in totals]
-    elif layer.padding == "valid":
-        sides = []
-    else:
-        sides = [(amount, amount) for amount in layer.padding]
-    amounts = list(itertools.chain.from_iterable(reversed(sides)))
+        return [(total // 2, total - total // 2) for total in totals]
+    if layer.padding == "valid":
+        return [(0, 0)] * len(layer.kernel_size)
+    return [(amount, amount) for amount in layer.padding]
+
+
+def _padded(layer: Any, x: Tensor) -> Tensor:
+    amounts = list(itertools.chain.from_iterable(reversed(_sides(layer))))
     if not any(amounts):
         return x
     return F.pad(x, amounts, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
@@ -158,23 +162,93 @@ def contract(
     out: Mapping[str, Tensor],
     written: set[str],
     scratch: Scratch,
+    *,
+    sparse: bool = False,
 ) -> None:
     """Write one call's part of its blocks, or add it to those that `written` names already.
 
     Args:
         x: the call's input; delta: what reaches its output, (N, L, G, O, P) for N images and L labels.
         slots: the block of "weight" and of "bias"; out: the blocks (N, L, numel), contiguous.
+        sparse: whether to look for zeros in delta (see `takes_sparse`).
     """
     if "weight" in slots:
         rows, add = out[slots["weight"]], slots["weight"] in written
         if isinstance(layer, nn.Embedding):
             _look_up(layer, x.reshape(delta.shape[0], -1), delta.squeeze(2), rows, add=add)
+        elif sparse and len(x) == len(delta) and _sparse.takes(x, delta):
+            _sparse.weight_gradients(_over_two_axes(layer, x), delta.squeeze(2), geometry(layer, x), rows, add=add)
         else:
             _multiply_in_groups(layer, x, delta, rows, scratch, add=add)
     if "bias" in slots:
         rows, summed = out[slots["bias"]], delta.sum(-1).flatten(2)
         rows.add_(summed) if slots["bias"] in written else rows.copy_(summed)
     written.update(slots.values())
+
+
+def takes_sparse(layer: nn.Module) -> bool:
+    """Whether `contract` can leave out what is zero in the layer's delta: convolutions over one or two axes."""
+    return isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1
+
+
+class SparseBackward(torch.autograd.Function):
+    """In place of a convolution's own backward pass to its input: one that leaves out the zeros that reach its output.
+
+    >>> output = SparseBackward.apply(x, output, layer)       # the same numbers
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, output: Tensor, layer: Any) -> Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        ctx.geometry = geometry(layer, x)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: Any) -> tuple[Tensor, None, None]:
+        layer, reached = ctx.layer, deltas[0].new_empty(ctx.shape)
+        axes = len(layer.kernel_size)
+        weight = layer.weight.detach().reshape(*layer.weight.shape[:2], *(1,) * (2 - axes), *layer.kernel_size)
+        down, right = (0,) * (2 - axes) + (_symmetric_padding(layer) or ())
+        over_two = reached.view(*reached.shape[:2], *(1,) * (2 - axes), *reached.shape[2:])
+        _sparse.input_gradients(deltas[0].flatten(2), weight, ctx.geometry, (down, right), over_two)
+        return reached, None, None
+
+
+def takes_sparse_backward(layer: Any, x: Tensor) -> bool:
+    """Whether `SparseBackward` can stand in for a layer's backward pass to such an input."""
+    return (
+        takes_sparse(layer)
+        and x.requires_grad
+        and _sparse.takes(x)
+        and layer.weight.dtype == x.dtype
+        and layer.padding_mode == "zeros"
+        and _symmetric_padding(layer) is not None
+    )
+
+
+def _symmetric_padding(layer: Any) -> tuple[int, ...] | None:
+    """The zeros on both sides of each axis; None where the sides differ."""
+    sides = _sides(layer)
+    return None if any(before != after for before, after in sides) else tuple(before for before, _ in sides)
+
+
+def geometry(layer: Any, x: Tensor) -> _sparse.Geometry:
+    """The layer's convolution of inputs like x, as one over two axes."""
+    kernel, stride, dilation = (
+        (1,) * (2 - len(axes)) + tuple(axes) for axes in (layer.kernel_size, layer.stride, layer.dilation)
+    )
+    padded = _over_two_axes(layer, x[:1])
+    places = (
+        (size - step * (length - 1) - 1) // along + 1
+        for size, length, along, step in zip(padded.shape[2:], kernel, stride, dilation, strict=True)
+    )
+    return _sparse.Geometry(kernel, stride, dilation, tuple(places))
+
+
+def _over_two_axes(layer: Any, x: Tensor) -> Tensor:
+    """The layer's padded input as (N, C, H, W)."""
+    padded = _padded(layer, x)
+    return padded.unsqueeze(2) if padded.dim() == 3 else padded
 
 
 def _multiply_in_groups(

@@ -19,6 +19,9 @@ Labels = Tensor | Literal["all"]
 _TILE_BYTES = 32 << 20
 
 
+_PIECE_BYTES = 8 << 20
+
+
 @dataclass(frozen=True)
 class Block:
     """One parameter's share of a gradient: its name, its shape and how many numbers that is."""
@@ -26,6 +29,17 @@ class Block:
     name: str
     shape: tuple[int, ...]
     numel: int
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """What a tile's backward passes brought to the calls, (N, L, G, O, P) each, and gradients made in slower ways."""
+
+    images: slice
+    labels: slice
+    calls: list[capture.Call]
+    deltas: list[Tensor | None]
+    slow: dict[str, Tensor]
 
 
 class GradientEngine:
@@ -99,43 +113,75 @@ class GradientEngine:
         """
         candidates, x = self.check(x, labels), _ordinary(x)
         images, each = candidates.shape
-        like = self._parameters[0]
-        blocks = {
-            block.name: self._scratch(block.name, (images * each, block.numel), like=like) for block in self.blocks
-        }
-        answers = [like.new_zeros((0, self.num_classes))]
-        tile, labels_per_tile = self._tile(each)
-        for start in range(0, images, tile):
-            stop = min(start + tile, images)
-            part = {name: rows[start * each : stop * each].unflatten(0, (-1, each)) for name, rows in blocks.items()}
-            answers.append(self._write(x[start:stop], candidates[start:stop], labels_per_tile, part))
-        self.logits = torch.cat(answers)
+        blocks = self._buffers("rows", images * each)
+        whole = {name: rows.unflatten(0, (images, each)) for name, rows in blocks.items()}
+        for reached in self._reached(x, candidates):
+            out = {name: rows[reached.images, reached.labels] for name, rows in whole.items()}
+            self._contract(reached, slice(None), out)
         return iter(blocks.items())
 
-    def _write(self, x: Tensor, candidates: Tensor, labels_per_tile: int, out: dict[str, Tensor]) -> Tensor:
-        """Write the gradients of a few images into `out` (N, L, numel); the logits are returned."""
-        plan, images = self._plan, len(x)
-        with capture.evaluation_mode(self.model, self._parameters):
-            logits, calls = capture.run(self.model, x, plan.layers)
-            check_logits(logits, images)
+    @torch.inference_mode(False)
+    def pieces(self, x: Tensor, labels: Labels) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Yield (rows, {name: those rows (r, numel)}) in order, so few at a time that they stay in the caches.
+
+        The numbers are those of `gradients`; the buffers are overwritten by the next piece.
+        """
+        candidates, x = self.check(x, labels), _ordinary(x)
+        each = candidates.shape[1]
+        size = sum(block.numel for block in self.blocks) * self._parameters[0].element_size()
+        for reached in self._reached(x, candidates):
+            images, labels_now = reached.images.stop - reached.images.start, reached.labels.stop - reached.labels.start
+            group = max(torch.get_num_threads(), _PIECE_BYTES // (size * labels_now))
+            for start in range(0, images, group):
+                some = slice(start, min(start + group, images))
+                count = some.stop - some.start
+                blocks = self._buffers("piece", count * labels_now)
+                self._contract(reached, some, {k: rows.unflatten(0, (count, labels_now)) for k, rows in blocks.items()})
+                first = (reached.images.start + start) * each + reached.labels.start
+                yield slice(first, first + count * labels_now), blocks
+
+    def _buffers(self, key: str, rows: int) -> dict[str, Tensor]:
+        like = self._parameters[0]
+        return {block.name: self._scratch((key, block.name), (rows, block.numel), like=like) for block in self.blocks}
+
+    def _reached(self, x: Tensor, candidates: Tensor) -> Iterator[_Reached]:
+        """Run the network forwards and backwards, a tile of images and labels (N, L) at a time."""
+        images, each = candidates.shape
+        answers = [self._parameters[0].new_zeros((0, self.num_classes))]
+        tile, labels_per_tile = self._tile(each)
+        for start in range(0, images, tile):
+            part = slice(start, min(start + tile, images))
+            with capture.evaluation_mode(self.model, self._parameters):
+                logits, calls = capture.run(self.model, x[part], self._plan.layers, sparse=self._plan.sparse)
+            check_logits(logits, part.stop - part.start)
             for call in calls:
-                _check_call(call, images)
-            cotangents = cross_entropy_cotangents(logits, candidates)
-            starts = range(0, candidates.shape[1], labels_per_tile)
-            for start in starts:
-                directions = cotangents[:, start : start + labels_per_tile]
-                part = {name: rows[:, start : start + labels_per_tile] for name, rows in out.items()}
-                deltas = self._deltas(logits, calls, directions, retain=start != starts[-1])
-                written: set[str] = set()
-                for call, delta in zip(calls, deltas, strict=True):
-                    if delta is not None:
-                        contract.contract(call.layer, call.input, delta, call.slots, part, written, self._scratch)
-                for name in part.keys() - written - set(plan.slow):
-                    part[name].zero_()
-            del calls
-        for name, rows in self._slow_gradients(x, cotangents).items():
-            out[name].copy_(rows)
-        return logits.detach()
+                _check_call(call, part.stop - part.start)
+            cotangents = cross_entropy_cotangents(logits, candidates[part])
+            slow = self._slow_gradients(x[part], cotangents)
+            for first in range(0, each, labels_per_tile):
+                some = slice(first, min(first + labels_per_tile, each))
+                with capture.evaluation_mode(self.model, self._parameters):
+                    deltas = self._deltas(logits, calls, cotangents[:, some], retain=some.stop < each)
+                yield _Reached(part, some, calls, deltas, {name: rows[:, some] for name, rows in slow.items()})
+            answers.append(logits.detach())
+        self.logits = torch.cat(answers)
+
+    def _contract(self, reached: _Reached, images: slice, out: dict[str, Tensor]) -> None:
+        """Write the gradients of some images of a tile into `out` (N, L, numel)."""
+        written: set[str] = set()
+        tile = reached.images.stop - reached.images.start
+        for call, delta in zip(reached.calls, reached.deltas, strict=True):
+            if delta is not None:
+                windows = len(call.input) // tile
+                inputs = call.input.unflatten(0, (tile, windows))[images].flatten(0, 1)
+                sparse = call.name in self._plan.sparse
+                contract.contract(
+                    call.layer, inputs, delta[images], call.slots, out, written, self._scratch, sparse=sparse
+                )
+        for name, rows in reached.slow.items():
+            out[name].copy_(rows[images])
+        for name in out.keys() - written - reached.slow.keys():
+            out[name].zero_()
 
     def _deltas(
         self, logits: Tensor, calls: list[capture.Call], cotangents: Tensor, *, retain: bool

@@ -195,21 +195,41 @@ def select_and_normalise_(rows: Tensor, keep: float | None, normaliser: Normalis
     The result is that of the two after each other, but for one unit in the last place of each square root, which is
     correctly rounded here and not always in torch.
     """
-    if not _kernels.applies(rows) or not _fusible(normaliser):
+    if not _kernels.applies(rows) or not fusible(normaliser):
         if keep is not None:
             select_(rows, keep)
         return normaliser.apply_(name, rows)
     rank = -1 if keep is None else percentile_rank(rows.shape[1], keep)
-    if normaliser.needs_statistics:
-        low, width = normaliser.offset_and_width(name, rows)
-    else:
-        low, width = torch.zeros(rows.shape[1]), torch.ones(rows.shape[1])
-    _kernels.select_scale_root_(rows, rank, low, width, _roots(normaliser.exponent) or 0)
+    _kernels.select_scale_root_(
+        rows, rank, *_offset_and_width(normaliser, name, rows), _roots(normaliser.exponent) or 0
+    )
     return rows
 
 
-def _fusible(normaliser: Normaliser) -> bool:
-    return normaliser.kind in ("scale", "std", "power", "scale+power") and _roots(normaliser.exponent) is not None
+def select_and_normalise_into(
+    rows: Tensor, keep: float, normaliser: Normaliser, name: str, values: Tensor, places: Tensor, counts: Tensor
+) -> None:
+    """The same numbers, of which only the selected are written: values and places (R, `kept_numbers`), counts (R,)."""
+    rank = percentile_rank(rows.shape[1], keep)
+    offset, width = _offset_and_width(normaliser, name, rows)
+    _kernels.select_rows(rows, rank, offset, width, _roots(normaliser.exponent) or 0, values, places, counts)
+
+
+def kept_numbers(numel: int, keep: float) -> int:
+    """How many numbers of a block `select_and_normalise_into` wants room for: those kept at most, and one."""
+    return numel - percentile_rank(numel, keep)
+
+
+def _offset_and_width(normaliser: Normaliser, name: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+    if normaliser.needs_statistics:
+        return normaliser.offset_and_width(name, rows)
+    return torch.zeros(rows.shape[1]), torch.ones(rows.shape[1])
+
+
+def fusible(normaliser: Normaliser) -> bool:
+    """Whether selection and this normalisation go through the rows together."""
+    entrywise = ("none", "scale", "std", "power", "scale+power")
+    return normaliser.kind in entrywise and _roots(normaliser.exponent) is not None
 
 
 def _roots(exponent: float) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,9 @@ from postgrad.gradients.scratch import Scratch
 Layers = dict[str, tuple[nn.Module, capture.Slots]]
 
 _PROBES = 3
+
+_MOSTLY_ZERO = 0.4
+"""The share of numbers that are not zero up to which leaving out the others is faster than a dense product."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Plan:
     """How many numbers reach the layers' outputs, for one image and label."""
     patch_numbers: int = 0
     """How many numbers the largest layer's patches have, for one image."""
+    sparse: frozenset[str] = frozenset()
+    """Layers whose output's gradient is mostly zero, which a contraction of its own makes use of."""
 
 
 def make_plan(model: nn.Module, names: Sequence[str], example: Tensor) -> Plan:
@@ -64,7 +69,8 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
     generator = torch.Generator().manual_seed(0)
     cotangents = torch.randn(len(x), 1, logits.shape[1], generator=generator).to(logits)
     reference = _reference(model, names, x, cotangents, state)
-    agree = _agreeing(_closed_forms(reference, logits, calls, cotangents), reference)
+    reached = next(capture.deltas(logits, calls, [cotangents[:, 0]]))
+    agree = _agreeing(_closed_forms(reference, calls, reached), reference)
     unused = tuple(name for name in names if reference[name] is None)
     slow = tuple(name for name in names if name not in agree and name not in unused)
     vectorised = not slow or _vmap_agrees(model, slow, x, cotangents, state, reference)
@@ -81,7 +87,16 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         num_classes=logits.shape[1],
         delta_numbers=sum(call.output_shape.numel() for call in calls) // len(x),
         patch_numbers=max((_patch_numbers(call, len(x)) for call in calls), default=0),
+        sparse=frozenset(_mostly_zero(calls, reached)),
     )
+
+
+def _mostly_zero(calls: Sequence[capture.Call], reached: Sequence[Tensor | None]) -> Iterator[str]:
+    for call, delta in zip(calls, reached, strict=True):
+        if delta is None or not contract.takes_sparse(call.layer):
+            continue
+        if int(delta.count_nonzero()) < _MOSTLY_ZERO * delta.numel():
+            yield call.name
 
 
 def _reference(
@@ -94,13 +109,10 @@ def _reference(
 
 
 def _closed_forms(
-    reference: Mapping[str, Tensor | None],
-    logits: Tensor,
-    calls: Sequence[capture.Call],
-    cotangents: Tensor,
+    reference: Mapping[str, Tensor | None], calls: Sequence[capture.Call], reached: Sequence[Tensor | None]
 ) -> dict[str, Tensor]:
     """The closed form of every parameter that has calls, all of which look as if they had one."""
-    images = len(cotangents)
+    images = _PROBES
     misfits = {
         block
         for call in calls
@@ -113,13 +125,12 @@ def _closed_forms(
         if gradient is not None and name not in misfits
     }
     scratch, written = Scratch(), set[str]()
-    for reached in capture.deltas(logits, calls, [cotangents[:, 0]]):
-        for call, delta in zip(calls, reached, strict=True):
-            blocks = {slot: block for slot, block in call.slots.items() if block in found}
-            form = contract.closed_form(call.layer)
-            if delta is not None and blocks and form is not None:
-                arranged = contract.arrange(form, delta, images).unsqueeze(1)
-                contract.contract(call.layer, call.input, arranged, blocks, found, written, scratch)
+    for call, delta in zip(calls, reached, strict=True):
+        blocks = {slot: block for slot, block in call.slots.items() if block in found}
+        form = contract.closed_form(call.layer)
+        if delta is not None and blocks and form is not None:
+            arranged = contract.arrange(form, delta, images).unsqueeze(1)
+            contract.contract(call.layer, call.input, arranged, blocks, found, written, scratch)
     return {name: found[name] for name in written}
 
 

@@ -43,10 +43,13 @@ from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
 from postgrad.devices import pick_device
 from postgrad.errors import UserError, unknown_name
 from postgrad.files import write_atomic
+from postgrad.gradients.engine import Labels
+from postgrad.gradients.rows import SelectedRows, rows_linear
 from postgrad.gradients.space import GradientSpace
 from postgrad.models import checkpoints
 from postgrad.progress import progress
 from postgrad.training import History, Recipe, Stopwatch, train
+from postgrad.training.optimizers import takes_factors
 from postgrad.units import format_memory, parse_memory
 
 STATISTICS_BATCH = 100
@@ -95,6 +98,12 @@ class GradNetHead(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(sum(hidden), num_classes)
+        self.factored = False
+        for layers in self.hidden:
+            for layer in layers.children():
+                # The weights of one coordinate lie together, as products with selected rows want them.
+                assert isinstance(layer, nn.Linear)
+                layer.weight = nn.Parameter(torch.empty(layer.in_features, layer.out_features).t())
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -104,13 +113,19 @@ class GradNetHead(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward(self, gradients: Sequence[Tensor]) -> Tensor:
+    def forward(self, gradients: Sequence[Tensor | SelectedRows]) -> Tensor:
         """Logits (R, C) of gradient blocks [(R, inputs), …]."""
         activations = []
         for group, layers in zip(self.groups, self.hidden.children(), strict=True):
-            sums = [layer(gradients[block]) for block, layer in zip(group, layers.children(), strict=True)]
+            sums = [self._sum(layer, gradients[block]) for block, layer in zip(group, layers.children(), strict=True)]
             activations.append(F.relu(sum(sums[1:], start=sums[0])))
         return self.output(self.dropout(torch.cat(activations, dim=1)))
+
+    def _sum(self, layer: nn.Module, block: Tensor | SelectedRows) -> Tensor:
+        if isinstance(block, SelectedRows):
+            assert isinstance(layer, nn.Linear)
+            return rows_linear(block, layer.weight, layer.bias, factored=self.factored)
+        return layer(block)
 
 
 def hidden_groups(blocks: int, neighbours: bool) -> tuple[tuple[int, ...], ...]:
@@ -248,18 +263,21 @@ class GradNet(ClassifierMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
             self.head_ = self._new_head(space).to(self.device_)
+        recipe = self._recipe()
+        self.head_.factored = takes_factors(recipe.optimizer, recipe.optimizer_options)
         self.history_: History = train(
             self.head_,
             n=len(images),
             make_batch=lambda indices, generator: self._training_batch(space, images, targets, indices, generator),
             loss=lambda head, batch: F.cross_entropy(head(batch[0]), batch[1]),
-            recipe=self._recipe(),
+            recipe=recipe,
             seed=self.random_state,
             validate=None if validation is None else self._validator(*validation),
             directory=directory,
             resume=directory is not None,
             label="gradnet",
         )
+        self.head_.factored = False
         self.fit_cpu_seconds_ = self.statistics_seconds_ + self.history_.cpu_seconds
         return self
 
@@ -373,13 +391,16 @@ class GradNet(ClassifierMixin, BaseEstimator):
 
     def _training_batch(
         self, space: GradientSpace, images: Tensor, targets: Tensor, indices: Tensor, generator: torch.Generator
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> tuple[Sequence[Tensor | SelectedRows], Tensor]:
         """Gradient blocks under random (or all) labels, and the true label of each row."""
         inputs = self._augmented(images[indices], generator)
         truth = targets[indices].to(self.device_)
         if self.labels == "all":
-            return space(inputs, "all"), truth.repeat_interleave(self.n_classes_)
-        return space(inputs, self._random_labels(len(indices), generator)), truth
+            return self._blocks(space, inputs, "all"), truth.repeat_interleave(self.n_classes_)
+        return self._blocks(space, inputs, self._random_labels(len(indices), generator)), truth
+
+    def _blocks(self, space: GradientSpace, inputs: Tensor, labels: Labels) -> Sequence[Tensor | SelectedRows]:
+        return space.selected(inputs, labels) if space.selects_rows else space(inputs, labels)
 
     def _random_labels(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(self.n_classes_, (count,), generator=generator).to(self.device_)
@@ -436,7 +457,7 @@ class GradNet(ClassifierMixin, BaseEstimator):
         with torch.no_grad(), progress("predicting", len(images) if show_progress else 0, unit="images") as advance:
             for start in range(0, len(images), chunk):
                 inputs = self._inputs(images[start : start + chunk])
-                logits = self.head_(self.space_(inputs, "all"))
+                logits = self.head_(self._blocks(self.space_, inputs, "all"))
                 parts.append(logits.view(len(inputs), self.n_classes_, -1).mean(dim=1).cpu())
                 advance(len(inputs))
         return torch.cat(parts)
