@@ -84,8 +84,8 @@ def test_gradients_of_the_head() -> None:
 def test_recovers_a_planted_quadratic_boundary_where_a_linear_one_cannot() -> None:
     z, y = ball(3000)
     new, truth = ball(2000, seed=1)
-    quadratic = Separator("quadratic", rank=3, epochs=25, lr=0.02).fit(z, y)
-    linear = Separator("linear", epochs=25, lr=0.02).fit(z, y)
+    quadratic = Separator("quadratic", rank=3, epochs=15, lr=0.03).fit(z, y)
+    linear = Separator("linear", epochs=15, lr=0.03).fit(z, y)
     majority = max(truth.mean(), 1 - truth.mean())
     assert quadratic.score(new, truth) > 0.96
     assert linear.score(new, truth) < majority + 0.03
@@ -132,7 +132,7 @@ def test_a_seed_gives_the_same_separator_again() -> None:
     assert not np.array_equal(one, Separator(epochs=2, random_state=4).fit(z, y).logits(z))
 
 
-@parametrize_with_checks([Separator("quadratic", rank=2, epochs=60, batch_size=10, lr=0.02)])
+@parametrize_with_checks([Separator("quadratic", rank=2, epochs=20, batch_size=10, lr=0.05)])
 def test_is_an_estimator_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 

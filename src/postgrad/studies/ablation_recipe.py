@@ -79,7 +79,7 @@ class Ablations(BaseModel):
         return self
 
     def quick(self) -> Ablations:
-        """The same on the embedded digits with so few images that it takes a minute or two."""
+        """The same on the embedded digits with so few images that it takes one or two CPU minutes."""
         few = {"data": "digits", "base_accuracy": 0.8, "images": 60, "validation_images": 20, "test_images": 30}
         separators = self.separators.model_copy(update={"size": min(32, self.separators.size)})
         return self.model_copy(update={**few, "gradnet": {**self.gradnet, "epochs": 2}, "separators": separators})
