@@ -1,4 +1,4 @@
-"""The six normalisations against their formulas, their streaming statistics, and the fused form."""
+"""The seven normalisations against their formulas, their streaming statistics, and the fused form."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def by_formula(kind: str, exponent: float, seen: np.ndarray, rows: np.ndarray) -
     elif kind.startswith("std"):
         deviation = seen.std(0)
         n = (n - seen.mean(0)) / np.where(deviation > 0, deviation, 1)
+    elif kind == "fisher":
+        squares = (seen.astype(np.float64) ** 2).mean(0)
+        n = n / np.sqrt(squares + 0.01 * squares.mean())
     n = np.where(rows == 0, 0, n)
     if kind == "std+l2":
         length = np.linalg.norm(n, axis=1, keepdims=True)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.gradients import _kernels
+from postgrad.gradients.fisher import DAMPING
 from postgrad.gradients.select import percentile_rank, select_
 
-Kind = Literal["none", "scale", "std", "std+l2", "power", "scale+power"]
+Kind = Literal["none", "scale", "std", "std+l2", "power", "scale+power", "fisher"]
 KINDS: tuple[str, ...] = get_args(Kind)
+NEED_STATISTICS = ("scale", "std", "std+l2", "scale+power", "fisher")
 
 
 def scale_(rows: Tensor, low: Tensor, width: Tensor) -> Tensor:
@@ -106,8 +108,19 @@ class Moments:
         return self.mean, torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
 
+@dataclass
+class SecondMoments(Moments):
+    """Mean square of each coordinate so far, which is the diagonal of the Fisher matrix over `fisher_rows`."""
+
+    def offset_and_width(self) -> tuple[Tensor, Tensor]:
+        """No offset; √(mean square + damping), the damping a share of the block's mean."""
+        squares = self.squares / max(self.count, 1) + self.mean.square()
+        width = (squares + DAMPING * squares.mean()).sqrt()
+        return torch.zeros_like(width), torch.where(width > 0, width, torch.ones_like(width))
+
+
 class Normaliser:
-    """One of the six normalisations of gradient blocks, with its fitted statistics.
+    """One of the seven normalisations of gradient blocks, with its fitted statistics.
 
     >>> normaliser = Normaliser("scale+power", exponent=0.5)
     >>> for name, rows in engine.gradients(x, labels):          # as often as there are batches
@@ -117,7 +130,8 @@ class Normaliser:
     ...     select_and_normalise_(rows, 0.15, normaliser, name)
 
     Kinds: "none"; "scale": (g − min) / (max − min); "std": (g − mean) / deviation; "std+l2": then each block of a
-    gradient to length one; "power": sign(g)·|g|^exponent; "scale+power". Statistics are per coordinate, over the
+    gradient to length one; "power": sign(g)·|g|^exponent; "scale+power"; "fisher": g / √(F + damping), where `update`
+    takes `fisher_rows`, not selected, and F is their mean square. Statistics are per coordinate, of the others over the
     selected gradients with their zeros; a coordinate that never varied is divided by one. Entries that the selection
     zeroed stay zero under every kind.
     """
@@ -135,15 +149,14 @@ class Normaliser:
     @property
     def needs_statistics(self) -> bool:
         """Whether a pass over gradients must come before `apply_`."""
-        return self.kind.startswith(("scale", "std"))
+        return self.kind in NEED_STATISTICS
 
     def update(self, name: str, rows: Tensor) -> None:
-        """Take the (selected) rows (R, P) of a block into its statistics."""
+        """Take rows (R, P) of a block into its statistics: selected ones, or for "fisher" those of `fisher_rows`."""
         if not self.needs_statistics:
             return
         if name not in self._gathered:
-            gather = Extremes if self.kind.startswith("scale") else Moments
-            self._gathered[name] = gather.empty(rows.shape[1], rows)
+            self._gathered[name] = _gather(self.kind).empty(rows.shape[1], rows)
         self._gathered[name].update(rows)
 
     def finish(self) -> Normaliser:
@@ -228,8 +241,15 @@ def _offset_and_width(normaliser: Normaliser, name: str, rows: Tensor) -> tuple[
 
 def fusible(normaliser: Normaliser) -> bool:
     """Whether selection and this normalisation go through the rows together."""
-    entrywise = ("none", "scale", "std", "power", "scale+power")
+    entrywise = ("none", "scale", "std", "power", "scale+power", "fisher")
     return normaliser.kind in entrywise and _roots(normaliser.exponent) is not None
+
+
+def _gather(kind: str) -> type[Extremes] | type[Moments]:
+    """What a kind that needs statistics gathers."""
+    if kind == "fisher":
+        return SecondMoments
+    return Extremes if kind.startswith("scale") else Moments
 
 
 def _roots(exponent: float) -> int | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.gradients.engine import Block, GradientEngine, Labels, weight_names
+from postgrad.gradients.fisher import KroneckerFisher, fisher_rows
 from postgrad.gradients.normalise import (
     KINDS,
     Normaliser,
@@ -27,6 +28,9 @@ MASK = "mask"
 
 _INTEGERS, _COUNTS = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int64)
 
+KFAC = "kfac"
+"""The normalisation by the Kronecker-factored Fisher metric: gradients are whitened before anything is selected."""
+
 ROWS_AT_ONCE = 320
 """Gradients made at a time when many images are read: larger buffers fall out of the processor's caches."""
 
@@ -40,7 +44,8 @@ class GradientSpace:
     [torch.Size([N, 4800]), torch.Size([N, 102400]), torch.Size([N, 23040])]
 
     `select` is the share of entries kept, of each layer or of all together (`scope`); `weight_decay` adds
-    weight_decay·W to each gradient before the selection. Blocks are buffers that the next call overwrites.
+    weight_decay·W to each gradient before the selection. Selection comes before every normalisation but "kfac", which
+    mixes the entries of a layer. Blocks are buffers that the next call overwrites.
     """
 
     def __init__(
@@ -56,17 +61,19 @@ class GradientSpace:
         weight_decay: float = 0.0,
         memory: int = 2 << 30,
     ) -> None:
-        if normalise not in (*KINDS, MASK):
-            raise unknown_name("normalisation", normalise, (*KINDS, MASK))
+        if normalise not in (*KINDS, KFAC, MASK):
+            raise unknown_name("normalisation", normalise, (*KINDS, KFAC, MASK))
         if scope not in ("layer", "global"):
             raise unknown_name("scope", scope, ("layer", "global"))
         if select is not None and not 0 < select <= 1:
             raise UserError(f"select: expected a share above 0 and at most 1, or None for all, got {select}")
-        self.engine = GradientEngine(model, example, parameters=_wanted(model, layers), memory=memory)
+        names = _wanted(model, layers)
+        self.engine = GradientEngine(model, example, parameters=names, memory=memory)
+        self.metric = KroneckerFisher(model, names, example, memory=memory) if normalise == KFAC else None
         self.select = select
         self.scope = scope
         self.masked = normalise == MASK
-        self.normaliser = Normaliser("none" if self.masked else normalise, exponent)
+        self.normaliser = Normaliser("none" if normalise in (KFAC, MASK) else normalise, exponent)
         self.weight_decay = weight_decay
         self._weights = dict(model.named_parameters())
         self._scratch = Scratch()
@@ -83,7 +90,7 @@ class GradientSpace:
     @property
     def needs_statistics(self) -> bool:
         """Whether `fit` must see gradients before blocks can be made."""
-        return self.normaliser.needs_statistics
+        return self.metric is not None or self.normaliser.needs_statistics
 
     def images_per_chunk(self, labels: Labels) -> int:
         """How many images to give at a time, within the memory budget and the caches."""
@@ -91,11 +98,17 @@ class GradientSpace:
         return max(1, min(self.engine.images_per_chunk(labels), ROWS_AT_ONCE // rows))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> GradientSpace:
-        """Gather the normalisation's statistics over selected gradients of (images, labels)."""
+        """Gather the normalisation's statistics over selected gradients of (images, labels).
+
+        Those of the Fisher metric are over all gradients, whole, under the labels that the network itself expects.
+        """
         for images, labels in batches:
-            for name, rows in self._selected(images, labels):
+            if self.metric is not None:
+                self.metric.update(images)
+                continue
+            for name, rows in self._of_statistics(images, labels):
                 self.normaliser.update(name, rows)
-        self.normaliser.finish()
+        (self.metric or self.normaliser).finish()
         return self
 
     def __call__(self, images: Tensor, labels: Labels) -> list[Tensor]:
@@ -147,11 +160,16 @@ class GradientSpace:
 
     def statistics(self) -> dict[str, Tensor]:
         """The fitted statistics, by name."""
-        return self.normaliser.state_dict()
+        return (self.metric or self.normaliser).state_dict()
 
     def load_statistics(self, state: Mapping[str, Tensor]) -> None:
         """Take statistics that `statistics` gave."""
-        self.normaliser.load_state_dict(state)
+        (self.metric or self.normaliser).load_state_dict(state)
+
+    def _of_statistics(self, images: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
+        if self.normaliser.kind == "fisher":
+            return fisher_rows(self.engine, images, chunk=self.images_per_chunk("all"))
+        return self._selected(images, labels)
 
     def _selected(self, images: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
         if self.select is None:
@@ -171,7 +189,7 @@ class GradientSpace:
         for name, rows in named:
             if self.weight_decay:
                 rows.add_(self._weights[name].detach().reshape(1, -1), alpha=self.weight_decay)
-            yield name, rows
+            yield name, rows if self.metric is None else self.metric.whiten_(name, rows)
 
 
 def _wanted(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
