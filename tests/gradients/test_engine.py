@@ -59,11 +59,11 @@ def test_tiles_cover_many_labels() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1000)).double(), torch.randn(2, 5).double()
     made = GradientEngine(model, x, memory=400 << 20)
-    images, labels = made._tile(1000)
+    images, labels = made._tile(2, 1000)
     assert images >= 1
     assert labels == 1000
     made.memory = 1 << 20
-    assert made._tile(1000) == (1, 2**18 // 8 // 1004)
+    assert made._tile(2, 1000) == (1, 2**18 // 8 // 1004)
     rows = dict(made.gradients(x, "all"))["0.weight"].view(2, 1000, -1)
     for label in (0, 500, 999):
         expected = dict(GradientEngine(model, x).gradients(x, torch.full((2,), label)))["0.weight"]
@@ -338,3 +338,49 @@ def test_any_convolution(loop_gradients, relative_error, drawn) -> None:
         model(x)
     found = per_sample_gradients(model, x, torch.tensor([0, 2]))
     assert relative_error(found, loop_gradients(model, x, torch.tensor([0, 2]))) <= 1e-9
+
+
+class Remembering(nn.Module):
+    """A network that writes to itself when it runs, as some do; two threads must not run it at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.first(x).relu()
+        return self.last(self.seen)
+
+
+def test_a_network_that_changes_when_it_runs_has_one_thread() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 5)
+    assert not GradientEngine(Remembering(), x)._plan.stateless
+    assert GradientEngine(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), x)._plan.stateless
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_change_the_gradients(threads: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4)).double()
+    x = torch.randn(7, 1, 8, 8).double()
+    engine = GradientEngine(model, x)
+    before = torch.get_num_threads()
+    found = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        found.append({name: rows.clone() for name, rows in engine.gradients(x, "all")})
+    torch.set_num_threads(before)
+    for name, rows in found[0].items():
+        assert torch.allclose(rows, found[1][name], rtol=1e-12, atol=1e-12)
+    assert torch.get_num_threads() == before
+
+
+def test_a_mistake_in_a_thread_is_the_callers() -> None:
+    def fail(rows: slice, blocks: dict[str, Tensor]) -> None:
+        raise RuntimeError("in a thread")
+
+    engine = GradientEngine(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.randn(6, 1, 2, 2))
+    with pytest.raises(RuntimeError, match="in a thread"):
+        engine.pieces(torch.randn(6, 1, 2, 2), "all", fail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def evaluation_mode(model: nn.Module, parameters: Collection[nn.Parameter]) -> I
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(id(parameter) in wanted)
-        with torch.enable_grad(), torch.autocast(device, enabled=False):
+        with differentiable(device):
             yield
     finally:
         for module, training in modes:
@@ -50,21 +51,27 @@ def evaluation_mode(model: nn.Module, parameters: Collection[nn.Parameter]) -> I
             parameter.requires_grad_(flag)
 
 
-def run(
-    forward: Callable[[Tensor], Tensor],
-    x: Tensor,
-    layers: Mapping[str, tuple[nn.Module, Slots]],
-    *,
-    sparse: Collection[str] = (),
-) -> tuple[Tensor, list[Call]]:
-    """The network's answer and the calls of `layers`, in the order in which they were made.
+@contextlib.contextmanager
+def differentiable(device: str) -> Iterator[None]:
+    """Autograd on and full precision, in this thread."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+        yield
 
-    The layers named in `sparse` get a backward pass that leaves out zeros, where there is one.
 
-    Inputs are kept without a copy: where something overwrites one later, autograd itself refuses the weight's gradient,
-    and so does the trial that precedes all use.
+@contextlib.contextmanager
+def recording(
+    layers: Mapping[str, tuple[nn.Module, Slots]], *, sparse: Collection[str] = ()
+) -> Iterator[Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, list[Call]]]]:
+    """Gives a function that runs a network: its answer and the calls of `layers`, in the order in which they were made.
+
+    >>> with recording(layers) as run:
+    ...     logits, calls = run(model, x)
+
+    Several threads may call it. The layers named in `sparse` get a backward pass that leaves out zeros, where there is
+    one. Inputs are kept without a copy: where something overwrites one later, autograd itself refuses the weight's
+    gradient, and so does the trial that precedes all use.
     """
-    calls: list[Call] = []
+    made: dict[int, list[Call]] = {}
 
     def recorder(name: str, slots: Slots) -> Callable[[nn.Module, tuple[Tensor, ...], object], Tensor | None]:
         def record(layer: nn.Module, arguments: tuple[Tensor, ...], output: object) -> Tensor | None:
@@ -74,17 +81,29 @@ def run(
             replaced = name in sparse and contract.takes_sparse_backward(layer, x)
             answer = contract.SparseBackward.apply(x, output, layer) if replaced else output
             edge = get_gradient_edge(_node_holder(answer))
-            calls.append(Call(layer, name, slots, x.detach(), edge, output.shape))
+            made[threading.get_ident()].append(Call(layer, name, slots, x.detach(), edge, output.shape))
             return answer if replaced else None
 
         return record
 
+    def run(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, list[Call]]:
+        calls = made[threading.get_ident()] = []
+        return forward(x), calls
+
     handles = [layer.register_forward_hook(recorder(name, slots)) for name, (layer, slots) in layers.items()]
     try:
-        return forward(x), calls
+        yield run
     finally:
         for handle in handles:
             handle.remove()
+
+
+def run(
+    forward: Callable[[Tensor], Tensor], x: Tensor, layers: Mapping[str, tuple[nn.Module, Slots]]
+) -> tuple[Tensor, list[Call]]:
+    """The network's answer and the calls of `layers`, by `recording` it once."""
+    with recording(layers) as run_once:
+        return run_once(forward, x)
 
 
 def _node_holder(output: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.gradients import capture, contract, fallback
+from postgrad.gradients._threads import side_by_side
 from postgrad.gradients.plan import check_logits, cross_entropy_cotangents, make_plan
 from postgrad.gradients.scratch import Scratch
 
@@ -115,65 +117,83 @@ class GradientEngine:
         images, each = candidates.shape
         blocks = self._buffers("rows", images * each)
         whole = {name: rows.unflatten(0, (images, each)) for name, rows in blocks.items()}
-        for reached in self._reached(x, candidates):
+
+        def write(reached: _Reached) -> None:
             out = {name: rows[reached.images, reached.labels] for name, rows in whole.items()}
             self._contract(reached, slice(None), out)
+
+        self._run(x, candidates, write)
         return iter(blocks.items())
 
     @torch.inference_mode(False)
-    def pieces(self, x: Tensor, labels: Labels) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Yield (rows, {name: those rows (r, numel)}) in order, so few at a time that they stay in the caches.
+    def pieces(self, x: Tensor, labels: Labels, use: Callable[[slice, Mapping[str, Tensor]], None]) -> None:
+        """Call `use(rows, {name: those rows (r, numel)})` for a few rows at a time, which then still are in the caches.
 
-        The numbers are those of `gradients`; the buffers are overwritten by the next piece.
+        The numbers are those of `gradients`, and so is `logits`. The buffers are overwritten by the next piece. `use`
+        is called from several threads, for different rows.
         """
         candidates, x = self.check(x, labels), _ordinary(x)
         each = candidates.shape[1]
-        size = sum(block.numel for block in self.blocks) * self._parameters[0].element_size()
-        for reached in self._reached(x, candidates):
-            images, labels_now = reached.images.stop - reached.images.start, reached.labels.stop - reached.labels.start
-            group = max(torch.get_num_threads(), _PIECE_BYTES // (size * labels_now))
+        row_bytes = sum(block.numel for block in self.blocks) * self._parameters[0].element_size()
+
+        def write(reached: _Reached) -> None:
+            images, labels_now = _length(reached.images), _length(reached.labels)
+            group = max(torch.get_num_threads(), _PIECE_BYTES // (row_bytes * labels_now))
             for start in range(0, images, group):
                 some = slice(start, min(start + group, images))
-                count = some.stop - some.start
-                blocks = self._buffers("piece", count * labels_now)
-                self._contract(reached, some, {k: rows.unflatten(0, (count, labels_now)) for k, rows in blocks.items()})
+                blocks = self._buffers("piece", _length(some) * labels_now)
+                out = {name: rows.unflatten(0, (-1, labels_now)) for name, rows in blocks.items()}
+                self._contract(reached, some, out)
                 first = (reached.images.start + start) * each + reached.labels.start
-                yield slice(first, first + count * labels_now), blocks
+                use(slice(first, first + _length(some) * labels_now), blocks)
+
+        self._run(x, candidates, write)
 
     def _buffers(self, key: str, rows: int) -> dict[str, Tensor]:
         like = self._parameters[0]
         return {block.name: self._scratch((key, block.name), (rows, block.numel), like=like) for block in self.blocks}
 
-    def _reached(self, x: Tensor, candidates: Tensor) -> Iterator[_Reached]:
-        """Run the network forwards and backwards, a tile of images and labels (N, L) at a time."""
+    def _run(self, x: Tensor, candidates: Tensor, write: Callable[[_Reached], None]) -> None:
+        """Run the network forwards and backwards, a tile of images (N, …) and labels (N, L) at a time."""
         images, each = candidates.shape
-        answers = [self._parameters[0].new_zeros((0, self.num_classes))]
-        tile, labels_per_tile = self._tile(each)
-        for start in range(0, images, tile):
-            part = slice(start, min(start + tile, images))
-            with capture.evaluation_mode(self.model, self._parameters):
-                logits, calls = capture.run(self.model, x[part], self._plan.layers, sparse=self._plan.sparse)
-            check_logits(logits, part.stop - part.start)
-            for call in calls:
-                _check_call(call, part.stop - part.start)
-            cotangents = cross_entropy_cotangents(logits, candidates[part])
-            slow = self._slow_gradients(x[part], cotangents)
-            for first in range(0, each, labels_per_tile):
-                some = slice(first, min(first + labels_per_tile, each))
-                with capture.evaluation_mode(self.model, self._parameters):
+        tile, labels_per_tile = self._tile(images, each)
+        tiles = [slice(start, min(start + tile, images)) for start in range(0, images, tile)]
+        answers: list[Tensor] = [self._parameters[0].new_zeros((0, self.num_classes))] * max(1, len(tiles))
+
+        def work(number: int) -> None:
+            part = tiles[number]
+            with capture.differentiable(x.device.type):
+                logits, calls = run(self.model, x[part])
+                check_logits(logits, _length(part))
+                for call in calls:
+                    _check_call(call, _length(part))
+                cotangents = cross_entropy_cotangents(logits, candidates[part])
+                slow = self._slow_gradients(x[part], cotangents)
+                for first in range(0, each, labels_per_tile):
+                    some = slice(first, min(first + labels_per_tile, each))
                     deltas = self._deltas(logits, calls, cotangents[:, some], retain=some.stop < each)
-                yield _Reached(part, some, calls, deltas, {name: rows[:, some] for name, rows in slow.items()})
-            answers.append(logits.detach())
+                    write(_Reached(part, some, calls, deltas, {name: rows[:, some] for name, rows in slow.items()}))
+            answers[number] = logits.detach()
+
+        tasks = [functools.partial(work, number) for number in range(len(tiles))]
+        with (
+            capture.evaluation_mode(self.model, self._parameters),
+            capture.recording(self._plan.layers, sparse=self._plan.sparse) as run,
+        ):
+            if self._plan.stateless:
+                side_by_side(tasks)
+            else:
+                for task in tasks:
+                    task()
         self.logits = torch.cat(answers)
 
     def _contract(self, reached: _Reached, images: slice, out: dict[str, Tensor]) -> None:
         """Write the gradients of some images of a tile into `out` (N, L, numel)."""
         written: set[str] = set()
-        tile = reached.images.stop - reached.images.start
+        tile = _length(reached.images)
         for call, delta in zip(reached.calls, reached.deltas, strict=True):
             if delta is not None:
-                windows = len(call.input) // tile
-                inputs = call.input.unflatten(0, (tile, windows))[images].flatten(0, 1)
+                inputs = call.input.unflatten(0, (tile, -1))[images].flatten(0, 1)
                 sparse = call.name in self._plan.sparse
                 contract.contract(
                     call.layer, inputs, delta[images], call.slots, out, written, self._scratch, sparse=sparse
@@ -207,17 +227,21 @@ class GradientEngine:
                 whole[:, label] = arranged
         return gathered
 
-    def _tile(self, labels: int) -> tuple[int, int]:
+    def _tile(self, images: int, labels: int) -> tuple[int, int]:
         """How many images, and how many labels of an image, are worked on at a time.
 
-        Small enough for the caches and for memory that is reused rather than fetched anew. The labels of an image are
-        divided only where they alone are too many; then one image makes a tile.
+        Small enough for the caches and for memory that is reused rather than fetched anew, and so that every thread has
+        something to do. The labels of an image are divided only where they alone are too many; then one image makes a
+        tile.
         """
         room = min(_TILE_BYTES, self.memory // 4) // self._parameters[0].element_size()
         labels_per_tile = min(labels, max(1, room // max(1, self._plan.delta_numbers)))
         if labels_per_tile < labels:
             return 1, labels_per_tile
-        return max(1, room // max(1, labels * self._plan.delta_numbers, self._plan.patch_numbers)), labels
+        fitting = max(1, room // max(1, labels * self._plan.delta_numbers, self._plan.patch_numbers))
+        threads = torch.get_num_threads() if self._plan.stateless else 1
+        rounds = max(1, -(-images // (threads * fitting)))
+        return max(1, -(-images // (threads * rounds))), labels
 
     def _slow_gradients(self, x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
         plan = self._plan
@@ -256,6 +280,10 @@ class GradientEngine:
                 f"labels: expected 0 to {self.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
             )
         return labels.to(x.device, torch.int64)[:, None]
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
 
 
 def _ordinary(x: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class Plan:
     """How many numbers reach the layers' outputs, for one image and label."""
     patch_numbers: int = 0
     """How many numbers the largest layer's patches have, for one image."""
+    stateless: bool = False
+    """Whether several threads may run the network at once: nothing of it changes when it runs."""
     sparse: frozenset[str] = frozenset()
     """Layers whose output's gradient is mostly zero, which a contraction of its own makes use of."""
 
@@ -65,7 +67,9 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         return fallback.answer(model, images, state)
 
     logits, calls = capture.run(forward, x, layers)
+    before = _state_of(model)
     _refuse_mixing(forward, x, logits.detach())
+    unchanged = _state_of(model) == before
     generator = torch.Generator().manual_seed(0)
     cotangents = torch.randn(len(x), 1, logits.shape[1], generator=generator).to(logits)
     reference = _reference(model, names, x, cotangents, state)
@@ -87,8 +91,30 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         num_classes=logits.shape[1],
         delta_numbers=sum(call.output_shape.numel() for call in calls) // len(x),
         patch_numbers=max((_patch_numbers(call, len(x)) for call in calls), default=0),
+        stateless=unchanged and not slow and x.device.type == "cpu" and not _is_compiled(model),
         sparse=frozenset(_mostly_zero(calls, reached)),
     )
+
+
+class _Same:
+    """Equal only to the same object, which it keeps alive, or to a container of as many things."""
+
+    def __init__(self, value: object) -> None:
+        self.value, self.length = value, len(value) if isinstance(value, list | dict | set) else 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value and self.length == other.length
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` runs a part of the model, which then is compiled for one thread."""
+    return any(hasattr(module, "_orig_mod") for module in model.modules())
+
+
+def _state_of(model: nn.Module) -> list[object]:
+    """What the modules hold, to see whether a run changes it."""
+    held: list[object] = [(name, _Same(value)) for module in model.modules() for name, value in vars(module).items()]
+    return [*held, *((_Same(buffer), buffer._version) for buffer in model.buffers())]
 
 
 def _mostly_zero(calls: Sequence[capture.Call], reached: Sequence[Tensor | None]) -> Iterator[str]:

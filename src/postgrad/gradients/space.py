@@ -139,10 +139,14 @@ class GradientSpace:
         assert self.select is not None
         total = len(images) * (self.num_classes if isinstance(labels, str) else 1)
         kept = [self._kept_buffers(block, total) for block in self.blocks]
-        for rows, named in self.engine.pieces(images, labels):
-            for (values, places, counts), (name, raw) in zip(kept, self._decayed(named.items()), strict=True):
+        keep = self.select
+
+        def use(rows: slice, blocks: Mapping[str, Tensor]) -> None:
+            for (values, places, counts), (name, raw) in zip(kept, self._decayed(blocks.items()), strict=True):
                 out = (values[rows], places[rows], counts[rows])
-                select_and_normalise_into(raw, self.select, self.normaliser, name, *out)
+                select_and_normalise_into(raw, keep, self.normaliser, name, *out)
+
+        self.engine.pieces(images, labels, use)
         if self.masked:
             for values, _, _ in kept:
                 values.fill_(1)
