@@ -18,7 +18,9 @@ from postgrad.gradients.scratch import Scratch
 
 Labels = Tensor | Literal["all"]
 
-_TILE_BYTES = 32 << 20
+_TILE_BYTES = 48 << 20
+_PASSING = 8
+"""How many times what reaches the layers is held besides: activations, their copies, and what the backward pass needs."""
 
 
 _PIECE_BYTES = 8 << 20
@@ -238,7 +240,8 @@ class GradientEngine:
         labels_per_tile = min(labels, max(1, room // max(1, self._plan.delta_numbers)))
         if labels_per_tile < labels:
             return 1, labels_per_tile
-        fitting = max(1, room // max(1, labels * self._plan.delta_numbers, self._plan.patch_numbers))
+        needed = (labels + _PASSING) * self._plan.delta_numbers + self._plan.patch_numbers
+        fitting = max(1, room // max(1, needed))
         threads = torch.get_num_threads() if self._plan.stateless else 1
         rounds = max(1, -(-images // (threads * fitting)))
         return max(1, -(-images // (threads * rounds))), labels

@@ -34,7 +34,7 @@ class Plan:
     delta_numbers: int = 0
     """How many numbers reach the layers' outputs, for one image and label."""
     patch_numbers: int = 0
-    """How many numbers the largest layer's patches have, for one image."""
+    """How many numbers the largest layer's patches have, for one image, where they are all made."""
     stateless: bool = False
     """Whether several threads may run the network at once: nothing of it changes when it runs."""
     sparse: frozenset[str] = frozenset()
@@ -83,6 +83,7 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         name: (layer, {slot: block for slot, block in slots.items() if block in agree})
         for name, (layer, slots) in layers.items()
     }
+    sparse = frozenset(_mostly_zero(calls, reached))
     return Plan(
         layers={name: (layer, slots) for name, (layer, slots) in kept.items() if slots},
         slow=slow,
@@ -90,9 +91,9 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
         unused=unused,
         num_classes=logits.shape[1],
         delta_numbers=sum(call.output_shape.numel() for call in calls) // len(x),
-        patch_numbers=max((_patch_numbers(call, len(x)) for call in calls), default=0),
+        patch_numbers=max((_patch_numbers(call, len(x)) for call in calls if call.name not in sparse), default=0),
         stateless=unchanged and not slow and x.device.type == "cpu" and not _is_compiled(model),
-        sparse=frozenset(_mostly_zero(calls, reached)),
+        sparse=sparse,
     )
 
 

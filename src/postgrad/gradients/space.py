@@ -26,6 +26,9 @@ from postgrad.gradients.select import select_, select_global_
 MASK = "mask"
 """The normalisation that keeps nothing of a selected entry but that it was selected: a 1."""
 
+_STATISTICS_AT_ONCE = 32
+"""Images whose gradients are whole at a time while statistics are gathered."""
+
 _INTEGERS, _COUNTS = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int64)
 
 KFAC = "kfac"
@@ -106,8 +109,9 @@ class GradientSpace:
             if self.metric is not None:
                 self.metric.update(images)
                 continue
-            for name, rows in self._of_statistics(images, labels):
-                self.normaliser.update(name, rows)
+            for part in torch.arange(len(images)).split(_STATISTICS_AT_ONCE):
+                for name, rows in self._of_statistics(images[part], labels[part]):
+                    self.normaliser.update(name, rows)
         (self.metric or self.normaliser).finish()
         return self
 

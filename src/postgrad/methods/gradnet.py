@@ -93,7 +93,10 @@ class GradNetHead(nn.Module):
             raise UserError(f"dropout: expected a share from 0 to below 1, got {dropout:g}")
         self.sizes = tuple(hidden)
         self.hidden = nn.ModuleList(
-            nn.ModuleList(nn.Linear(inputs[block], size, bias=position == 0) for position, block in enumerate(group))
+            nn.ModuleList(
+                nn.Linear(inputs[block], size, bias=position == 0, device="meta")
+                for position, block in enumerate(group)
+            )
             for group, size in zip(self.groups, hidden, strict=True)
         )
         self.dropout = nn.Dropout(dropout)
@@ -104,12 +107,13 @@ class GradNetHead(nn.Module):
                 # The weights of one coordinate lie together, as products with selected rows want them.
                 assert isinstance(layer, nn.Linear)
                 layer.weight = nn.Parameter(torch.empty(layer.in_features, layer.out_features).t())
+                layer.bias = None if layer.bias is None else nn.Parameter(torch.empty(layer.out_features))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.normal_(layer.weight.t(), std=0.02)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
