@@ -20,7 +20,7 @@ Labels = Tensor | Literal["all"]
 
 _TILE_BYTES = 48 << 20
 _PASSING = 8
-"""How many times what reaches the layers is held besides: activations, their copies, and what the backward pass needs."""
+"""How many times as much as reaches the layers is held besides, as activations and during the backward pass."""
 
 
 _PIECE_BYTES = 8 << 20
