@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.gradients import capture, contract, fallback
+from postgrad.gradients.factors import Factor, Part
 from postgrad.gradients.plan import check_logits, cross_entropy_cotangents, make_plan
 from postgrad.gradients.scratch import Scratch
 
@@ -85,25 +86,89 @@ class GradientEngine:
         self._check_images(example)
         self._image_shape = example.shape[1:]
         with torch.inference_mode(False):
-            self._plan = make_plan(model, names, _ordinary(example))
+            self._plan = make_plan(model, names, _ordinary(example), memory=memory)
         self.num_classes = self._plan.num_classes
         self._unused = [tensors[name] for name in self._plan.unused]
         self._scratch = Scratch()
 
-    def images_per_chunk(self, labels: Labels) -> int:
-        """How many images at a time keep the engine's buffers inside `memory`.
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the gradients' number type and device."""
+        return self._parameters[0]
 
-        What the network's own layers hold during its forward pass is not counted.
+    def row_numbers(self) -> int:
+        """How many numbers the gradient of one image and label has."""
+        return sum(block.numel for block in self.blocks)
+
+    def images_per_chunk(self, labels: Labels, *, numbers: int | None = None, beside: int = 0) -> int:
+        """How many images at a time keep the engine inside `memory`: their rows, and what making them takes.
+
+        `numbers` is the length of a row where something shorter is made of the gradients; `beside` are bytes that
+        something else needs meanwhile.
         """
         rows = self.num_classes if isinstance(labels, str) else 1
-        needed = rows * sum(block.numel for block in self.blocks) * self._parameters[0].element_size()
-        room = self.memory - min(_TILE_BYTES, self.memory // 4)
-        if needed > room:
+        needed = rows * (self.row_numbers() if numbers is None else numbers) * self.like.element_size()
+        working = self.working_bytes(rows) + beside
+        if working + needed > self.memory:
             raise UserError(
-                f"the gradients of one image under {rows} label{'s' * (rows > 1)} take {needed / 2**30:.3g} GiB, more "
-                f"than the memory budget of {self.memory / 2**30:.3g} GiB allows; raise it, or choose fewer layers"
+                f"the gradients of one image under {rows} label{'s' * (rows > 1)} take {needed / 2**30:.3g} GiB and "
+                f"the work on them {working / 2**30:.3g} GiB, more than the memory budget of "
+                f"{self.memory / 2**30:.3g} GiB allows; raise it, or choose fewer layers"
             )
-        return room // needed
+        return (self.memory - working) // needed
+
+    def project(self, name: str, weight: Tensor) -> Tensor:
+        """A tensor of the shape of a block's weight as a row: (1, numel)."""
+        return weight.detach().reshape(1, -1)
+
+    @property
+    def delta_numbers(self) -> int:
+        """How many numbers come back to the layers' outputs, for one image and label."""
+        return self._plan.delta_numbers
+
+    def images_per_tile(self, labels: int) -> int:
+        """How many images are worked on at a time under so many labels."""
+        return self._tile(labels)[0]
+
+    def release(self) -> None:
+        """Give back the buffers; the next call makes its own."""
+        self._scratch = Scratch()
+
+    def working_bytes(self, labels: int) -> int:
+        """What the work on a tile of images takes beside its rows: the network's forward pass, deltas and patches."""
+        images, labels_per_tile = self._tile(labels)
+        plan = self._plan
+        numbers = 2 * plan.forward_numbers + (labels_per_tile + 1) * plan.delta_numbers + plan.patch_numbers
+        return images * numbers * self._parameters[0].element_size()
+
+    def refuse_unfactored(self, purpose: str) -> None:
+        """Raise a `UserError` unless every block's gradient is a product of what a layer read and what came back."""
+        factored = {
+            slots["weight"] for layer, slots in self._plan.layers.values() if Factor.fits(layer) and "weight" in slots
+        }
+        factored |= set(self._plan.unused)
+        others = [block.name for block in self.blocks if block.name not in factored]
+        if others:
+            shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
+            raise UserError(
+                f"{purpose} works with the weights of linear and convolution layers, not with {shown}; "
+                "name the other layers with layers=[...]"
+            )
+
+    @torch.inference_mode(False)
+    def factors(self, x: Tensor, labels: Labels) -> Iterator[tuple[int, Part]]:
+        """Yield (rows, factors): the same gradients unmultiplied, for layers that `refuse_unfactored` lets pass.
+
+        Some images or some labels of one image at a time, so that their rows follow each other in (image, label) order.
+        The factors are valid until the next are asked for.
+        """
+        candidates, x = self.check(x, labels), _ordinary(x)
+        for reached in self._reached(x, candidates):
+            found: Part = {block.name: [] for block in self.blocks}
+            for call, delta in zip(reached.calls, reached.deltas, strict=True):
+                if delta is not None and "weight" in call.slots:
+                    found[call.slots["weight"]].append(Factor(call.layer, call.input, delta))
+            yield candidates[reached.images, reached.labels].numel(), found
 
     @torch.inference_mode(False)
     def gradients(self, x: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
@@ -217,7 +282,8 @@ class GradientEngine:
         labels_per_tile = min(labels, max(1, room // max(1, self._plan.delta_numbers)))
         if labels_per_tile < labels:
             return 1, labels_per_tile
-        return max(1, room // max(1, labels * self._plan.delta_numbers, self._plan.patch_numbers)), labels
+        plan = self._plan
+        return max(1, room // max(1, labels * plan.delta_numbers, plan.patch_numbers, plan.forward_numbers)), labels
 
     def _slow_gradients(self, x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
         plan = self._plan
@@ -274,6 +340,20 @@ def _check_call(call: capture.Call, images: int) -> None:
 def weight_names(model: nn.Module) -> list[str]:
     """Names of the weights with two axes or more, in order: no biases, no normalisation layers."""
     return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+
+
+def weights_of(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """Names of the weights of the given layers, or of all layers; a weight's own name is taken as well."""
+    names = weight_names(model)
+    if layers is None:
+        return names
+    wanted = []
+    for layer in layers:
+        found = [name for name in names if name == layer or name.startswith(f"{layer}.")]
+        if not found:
+            raise unknown_name("layer", layer, [name.removesuffix(".weight") for name in names])
+        wanted += found
+    return [name for name in names if name in wanted]
 
 
 def select_parameters(
