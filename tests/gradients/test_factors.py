@@ -17,6 +17,7 @@ from postgrad.gradients import GradientEngine, engine, per_sample_gradients, wei
 from postgrad.gradients.coordinates import CoordinateGradients
 from postgrad.gradients.low_rank import FactorSpace, functionals, summed
 from postgrad.gradients.project import ProjectedGradients, sketch_shape
+from postgrad.gradients.space import GradientSpace
 
 NAMES = ["small", "seed-cnn", "mlp", "grouped", "volumes", "signals", "used-twice", "windows", "in-place", "resnet18"]
 
@@ -257,3 +258,9 @@ def test_any_convolution(drawn, size) -> None:
     _, part = next(made_of_it.factors(x, labels))
     values = torch.einsum("nok,hro,hrk->nh", gradient, a, b)
     torch.testing.assert_close(functionals(part["0.weight"][0], a, b), values, rtol=1e-7, atol=1e-10)
+
+
+def test_the_fisher_metric_needs_whole_gradients(build) -> None:
+    case = build("small")
+    with pytest.raises(UserError, match="measures whole gradients"):
+        GradientSpace(case.model, case.x, project=5, normalise="kfac")

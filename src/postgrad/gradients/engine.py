@@ -137,9 +137,12 @@ class GradientEngine:
     def working_bytes(self, labels: int) -> int:
         """What the work on a tile of images takes beside its rows: the network's forward pass, deltas and patches."""
         images, labels_per_tile = self._tile(labels)
+        return images * self._working_numbers(labels_per_tile) * self.like.element_size()
+
+    def _working_numbers(self, labels: int) -> int:
+        """The same for one image, in numbers: a backward pass holds at most what the forward pass kept again."""
         plan = self._plan
-        numbers = 2 * plan.forward_numbers + (labels_per_tile + 1) * plan.delta_numbers + plan.patch_numbers
-        return images * numbers * self._parameters[0].element_size()
+        return 2 * plan.forward_numbers + (labels + 1) * plan.delta_numbers + plan.patch_numbers
 
     def refuse_unfactored(self, purpose: str) -> None:
         """Raise a `UserError` unless every block's gradient is a product of what a layer read and what came back."""
@@ -278,12 +281,14 @@ class GradientEngine:
         Small enough for the caches and for memory that is reused rather than fetched anew. The labels of an image are
         divided only where they alone are too many; then one image makes a tile.
         """
-        room = min(_TILE_BYTES, self.memory // 4) // self._parameters[0].element_size()
-        labels_per_tile = min(labels, max(1, room // max(1, self._plan.delta_numbers)))
+        plan, itemsize = self._plan, self.like.element_size()
+        room = min(_TILE_BYTES, self.memory // 4) // itemsize
+        labels_per_tile = min(labels, max(1, room // max(1, plan.delta_numbers)))
         if labels_per_tile < labels:
             return 1, labels_per_tile
-        plan = self._plan
-        return max(1, room // max(1, labels * plan.delta_numbers, plan.patch_numbers, plan.forward_numbers)), labels
+        in_caches = room // max(1, labels * plan.delta_numbers, plan.patch_numbers, plan.forward_numbers)
+        in_memory = self.memory // 4 // itemsize // max(1, self._working_numbers(labels))
+        return max(1, min(in_caches, in_memory)), labels
 
     def _slow_gradients(self, x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
         plan = self._plan
