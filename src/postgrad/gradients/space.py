@@ -163,6 +163,7 @@ class GradientSpace:
                 for name, rows in self._of_statistics(some, under):
                     self.normaliser.update(name, rows)
         (self.metric or self.normaliser).finish()
+        self.engine.release()  # what is asked for next may be made in smaller pieces, with buffers of their own
         return self
 
     def __call__(self, images: Tensor, labels: Labels) -> list[Tensor]:
