@@ -250,6 +250,7 @@ def accuracy(data: str, limit: int | None, epochs: float, base_steps: int) -> li
     with torch.no_grad():
         right = base(base.preprocess(test.images)).argmax(1) == test.labels
     rows = [{"reading": "base alone", "accuracy": float(right.double().mean())}]
+    print_accuracy(rows)
     for reading, options in READINGS.items():
         tried = []
         for optimizer, rates in RATES.items():
