@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from postgrad.errors import UserError
-from postgrad.gradients import GradientEngine, engine, per_sample_gradients, weight_names
+from postgrad.gradients import GradientEngine, engine, per_sample_gradients, plan, weight_names
 
 
 def test_blocks_and_rows(build, loop_gradients) -> None:
@@ -74,19 +74,44 @@ def test_memory_bounds_the_chunk(build) -> None:
     case = build("small")
     total = sum(parameter.numel() for parameter in case.model.parameters())
     made = GradientEngine(case.model, case.x, memory=1 << 20)
-    assert made.images_per_chunk(case.labels) == (3 << 18) // (8 * total)
-    assert made.images_per_chunk("all") == (3 << 18) // (8 * total * case.classes)
-    tight = GradientEngine(case.model, case.x, memory=8 * total * 2)
-    assert tight.images_per_chunk(case.labels) == 1
+    assert made.images_per_chunk(case.labels) == ((1 << 20) - made.working_bytes(1)) // (8 * total)
+    assert made.images_per_chunk("all") == ((1 << 20) - made.working_bytes(5)) // (8 * total * case.classes)
+    assert made.images_per_chunk(case.labels, numbers=7, beside=9) == ((1 << 20) - made.working_bytes(1) - 9) // 56
+    tight = GradientEngine(case.model, case.x, memory=8 * total + 20_000)
+    assert tight.images_per_chunk(case.labels) == (8 * total + 20_000 - tight.working_bytes(1)) // (8 * total) >= 1
     with pytest.raises(UserError, match=r"one image under 5 labels take .* GiB"):
         tight.images_per_chunk("all")
+
+
+def test_the_networks_own_forward_pass_counts(build) -> None:
+    """The input of each convolution and linear layer is kept, the ReLU's answer, and the pooling's places."""
+    case = build("small")
+    made = GradientEngine(case.model, case.x, parameters=weight_names(case.model))
+    kept = 8 * (3 * 8 * 8) + 8 * (4 * 6 * 6) + 8 * (4 * 6 * 6) // 4 * 2 + 8 * 5
+    assert made.working_bytes(1) // made.images_per_tile(1) >= 2 * (kept - 8 * 5)
+    wide = nn.Sequential(nn.Conv2d(3, 4, 3), *[nn.Tanh() for _ in range(50)], *list(case.model)[1:]).double()
+    deep = GradientEngine(wide, case.x, parameters=weight_names(wide))
+    more = deep.working_bytes(1) / deep.images_per_tile(1) - made.working_bytes(1) / made.images_per_tile(1)
+    assert more >= 2 * 50 * 8 * (4 * 6 * 6)
+
+
+@pytest.mark.parametrize("name", ["small", "norms", "transformer", "tied"])
+@pytest.mark.filterwarnings("ignore::postgrad.gradients.GradientFallbackWarning")
+def test_the_trial_finds_the_same_a_few_parameters_at_a_time(name, build) -> None:
+    case = build(name)
+    names = [name for name, _ in case.model.named_parameters()]
+    whole = plan.make_plan(case.model, names, case.x, memory=1 << 30)
+    parts = plan.make_plan(case.model, names, case.x, memory=1)
+    assert len(plan._groups(dict.fromkeys(names, 5), 1)) == len(names)
+    assert parts == whole
 
 
 def test_chunks_give_the_same(build) -> None:
     case = build("small")
     total = sum(parameter.numel() for parameter in case.model.parameters())
     whole = per_sample_gradients(case.model, case.x, case.labels)
-    chunked = per_sample_gradients(case.model, case.x, case.labels, memory=8 * total * 2)
+    assert GradientEngine(case.model, case.x, memory=16 * total + 16_000).images_per_chunk(case.labels) < len(case.x)
+    chunked = per_sample_gradients(case.model, case.x, case.labels, memory=16 * total + 16_000)
     for name, rows in whole.items():
         assert torch.allclose(rows, chunked[name], rtol=1e-10, atol=1e-15)
 

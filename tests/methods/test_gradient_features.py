@@ -165,7 +165,7 @@ def test_images_that_do_not_fit_are_refused(network: nn.Module, images: Tensor, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labels": "true"}, "'predicted' or 'all'"),
+        ({"labels": "true"}, "Known: all, predicted"),
         ({"select": 1.5}, "select"),
         ({"normalise": "scales"}, "did you mean 'scale'"),
         ({"layers": ["4"]}, "unknown layer '4'"),

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from postgrad.data.datasets import load_dataset
 from postgrad.data.preprocessing import Augmentation
 from postgrad.errors import UserError
-from postgrad.methods.gradnet import GradNet, GradNetHead, auto_hidden, hidden_groups
+from postgrad.methods._gradnet_head import GradNetHead, auto_hidden, hidden_groups
+from postgrad.methods.gradnet import GradNet
 from postgrad.models.registry import create_model
 
 
@@ -331,3 +332,93 @@ def test_no_file_is_written_without_a_directory(batch, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     GradNet(small_net(), epochs=1).fit(images, labels)
     assert list(Path(tmp_path).iterdir()) == []
+
+
+READINGS = [{"rank": 1}, {"rank": 2, "neighbours": True, "dropout": 0.2}, {"project": 20}, {"coordinates": 60}]
+
+
+@pytest.mark.parametrize("labels", ["random", "all"])
+@pytest.mark.parametrize("options", READINGS)
+def test_other_readings_of_the_gradients_run_repeat_save_and_load(batch, options, labels, tmp_path):
+    images, targets = batch
+    net = create_model("seed-cnn", num_classes=5, in_channels=1, image_size=8)
+    settings = {"epochs": 2, "labels": labels, "optimizer": "adam", "lr": 1e-2, **options}
+    first, second = (clone(GradNet(net, **settings)).fit(images, targets) for _ in range(2))
+    assert first.get_params()[next(iter(options))] == next(iter(options.values()))
+    np.testing.assert_array_equal(first.decision_function(images), second.decision_function(images))
+    first.save(tmp_path / "clf")
+    again = GradNet.load(tmp_path / "clf")
+    np.testing.assert_array_equal(again.predict_proba(images), first.predict_proba(images))
+    assert {key: again.get_params()[key] for key in options} == options
+    other = GradNet(net, **settings, random_state=1).fit(images, targets)
+    assert not np.allclose(other.decision_function(images), first.decision_function(images))
+
+
+def test_low_rank_predictions_follow_the_formula(batch):
+    """Σ_r aᵀ G b of whole gradients from one autograd pass for each image and label."""
+    images, labels = batch
+    net = small_net(torch.float64)
+    clf = GradNet(net, hidden=(6, 7), rank=2, epochs=1).fit(images.double(), labels)
+    head, weights = clf.head_, [p for p in net.parameters() if p.dim() >= 2]
+    for image, logits in zip(images[:4].double(), clf.decision_function(images[:4].double()), strict=True):
+        total = torch.zeros(5, dtype=torch.float64)
+        for label in range(5):
+            found = torch.autograd.grad(F.cross_entropy(net(image[None]), torch.tensor([label])), weights)
+            hidden = [
+                torch.einsum("ok,hro,hrk->h", gradient.flatten(1), a, b) / scale + bias
+                for gradient, a, b, scale, bias in zip(found, head.a, head.b, head.scales, head.bias, strict=True)
+            ]
+            total += head.output(torch.cat(hidden).relu()).detach()
+        np.testing.assert_allclose(logits, (total / 5).numpy(), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"rank": 2, "lr": 0.01}, {"project": 1024, "lr": 1e-3}])
+def test_other_readings_learn_on_real_digits(digits, options):
+    net, x, y, x_test, y_test = digits
+    with torch.no_grad():
+        base = float((net(net.preprocess(x_test)).argmax(1) == y_test).double().mean())
+    assert GradNet(net, epochs=10, optimizer="adam", **options).fit(x, y).score(x_test, y_test) > base + 0.02
+
+
+def test_rank_needs_no_entries_and_says_so(batch):
+    images, labels = batch
+    for change in ({"select": 0.3}, {"normalise": "std"}, {"scope": "global"}, {"weight_decay": 1e-4}, {"project": 9}):
+        with pytest.raises(UserError, match="needs the entries of gradients"):
+            GradNet(small_net(), rank=2, **change).fit(images, labels)
+    GradNet(small_net(), rank=2, select=None, normalise="none", epochs=1).fit(images, labels)
+    with pytest.raises(UserError, match="either project or coordinates"):
+        GradNet(small_net(), project=5, coordinates=5).fit(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"select": "a"}, "select: should be .* number.* or None, got 'a'"),
+        ({"hidden": "big"}, "hidden: should be a list or 'auto', got 'big'"),
+        ({"hidden": (2.5, 3)}, "hidden: should be"),
+        ({"batch_size": 0}, "batch_size: should be greater than 0"),
+        ({"batch_size": "25"}, "batch_size: should be a valid integer, got '25'"),
+        ({"epochs": -1}, "epochs: should be greater than 0"),
+        ({"lr": None}, "lr: should be a valid number"),
+        ({"optimizer": 3}, "optimizer: should be a valid string"),
+        ({"optimizer_options": {"momentun": 0.9}}, "did you mean 'momentum'"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"layers": "0"}, "layers: should be a list or None"),
+        ({"memory": 5}, "memory: should be a valid string"),
+        ({"rank": 0}, "rank: expected 1 or more"),
+        ({"project": -3}, "project: expected 1 or more"),
+        ({"coordinates": 1.5}, "coordinates: should be a valid integer"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_in_one_line(batch, change, message):
+    images, labels = batch
+    with pytest.raises(UserError, match=message) as raised:
+        GradNet(small_net(), **change).fit(images, labels)
+    assert "\n" not in str(raised.value)
+
+
+def test_numbers_of_numpy_are_numbers(batch):
+    images, labels = batch
+    GradNet(small_net(), hidden=np.array([3, 4]), lr=np.float64(0.01), batch_size=np.int64(8), epochs=1).fit(
+        images, labels
+    )

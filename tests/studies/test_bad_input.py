@@ -176,7 +176,7 @@ OPTIONS = {
     "negative rate": ("gradnet:lr=-1", "lr: should be greater than 0"),
     "dropout in percent": ("gradnet:dropout=50", "dropout: expected a share from 0 to below 1"),
     "time without unit": ("gradnet:budget=10", "gradnet:budget: should be a valid string"),
-    "too little memory": ("gradnet:memory=100KB", "GradNet's dense blocks need"),
+    "too little memory": ("gradnet:memory=100KB", "trial of its gradients need"),
 }
 """Method options. They are all tried before the base network is trained."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,14 @@ from torch import Tensor, nn
 from postgrad.errors import UserError, unknown_name
 from postgrad.gradients import capture, contract, fallback
 from postgrad.gradients._threads import side_by_side
+from postgrad.gradients.factors import Factor, Part
 from postgrad.gradients.plan import check_logits, cross_entropy_cotangents, make_plan
 from postgrad.gradients.scratch import Scratch
 
 Labels = Tensor | Literal["all"]
 
-_TILE_BYTES = 48 << 20
-_PASSING = 8
-"""How many times as much as reaches the layers is held besides, as activations and during the backward pass."""
-
-
+_TILE_BYTES = 36 << 20
+_TILE_IMAGES = 32
 _PIECE_BYTES = 8 << 20
 
 
@@ -44,6 +43,7 @@ class _Reached:
     calls: list[capture.Call]
     deltas: list[Tensor | None]
     slow: dict[str, Tensor]
+    logits: Tensor
 
 
 class GradientEngine:
@@ -89,25 +89,102 @@ class GradientEngine:
         self._check_images(example)
         self._image_shape = example.shape[1:]
         with torch.inference_mode(False):
-            self._plan = make_plan(model, names, _ordinary(example))
+            self._plan = make_plan(model, names, _ordinary(example), memory=memory)
         self.num_classes = self._plan.num_classes
         self._unused = [tensors[name] for name in self._plan.unused]
         self._scratch = Scratch()
 
-    def images_per_chunk(self, labels: Labels) -> int:
-        """How many images at a time keep the engine's buffers inside `memory`.
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the gradients' number type and device."""
+        return self._parameters[0]
 
-        What the network's own layers hold during its forward pass is not counted.
+    def row_numbers(self) -> int:
+        """How many numbers the gradient of one image and label has."""
+        return sum(block.numel for block in self.blocks)
+
+    def images_per_chunk(self, labels: Labels, *, numbers: int | None = None, beside: int = 0) -> int:
+        """How many images at a time keep the engine inside `memory`: their rows, and what making them takes.
+
+        `numbers` is the length of a row where something shorter is made of the gradients; `beside` are bytes that
+        something else needs meanwhile.
         """
         rows = self.num_classes if isinstance(labels, str) else 1
-        needed = rows * sum(block.numel for block in self.blocks) * self._parameters[0].element_size()
-        room = self.memory - min(_TILE_BYTES, self.memory // 4)
-        if needed > room:
+        needed = rows * (self.row_numbers() if numbers is None else numbers) * self.like.element_size()
+        working = self.working_bytes(rows) + beside
+        if working + needed > self.memory:
             raise UserError(
-                f"the gradients of one image under {rows} label{'s' * (rows > 1)} take {needed / 2**30:.3g} GiB, more "
-                f"than the memory budget of {self.memory / 2**30:.3g} GiB allows; raise it, or choose fewer layers"
+                f"the gradients of one image under {rows} label{'s' * (rows > 1)} take {needed / 2**30:.3g} GiB and "
+                f"the work on them {working / 2**30:.3g} GiB, more than the memory budget of "
+                f"{self.memory / 2**30:.3g} GiB allows; raise it, or choose fewer layers"
             )
-        return room // needed
+        return (self.memory - working) // needed
+
+    def project(self, name: str, weight: Tensor) -> Tensor:
+        """A tensor of the shape of a block's weight as a row: (1, numel)."""
+        return weight.detach().reshape(1, -1)
+
+    @property
+    def delta_numbers(self) -> int:
+        """How many numbers come back to the layers' outputs, for one image and label."""
+        return self._plan.delta_numbers
+
+    def images_per_tile(self, labels: int) -> int:
+        """How many images are worked on at a time, in one thread, under so many labels."""
+        return self._fitting(labels)[0]
+
+    def release(self) -> None:
+        """Give back the buffers; the next call makes its own."""
+        self._scratch = Scratch()
+
+    def working_bytes(self, labels: int) -> int:
+        """What the work on tiles of images takes beside their rows: forward passes, deltas and patches."""
+        images, labels_per_tile = self._fitting(labels)
+        return self._threads() * images * self._working_numbers(labels_per_tile) * self.like.element_size()
+
+    def _working_numbers(self, labels: int) -> int:
+        """The same for one image, in numbers: a backward pass holds at most what the forward pass kept again."""
+        plan = self._plan
+        return 2 * plan.forward_numbers + (labels + 1) * plan.delta_numbers + plan.patch_numbers
+
+    def _threads(self) -> int:
+        """How many tiles are worked on side by side."""
+        return torch.get_num_threads() if self._plan.stateless else 1
+
+    def refuse_unfactored(self, purpose: str) -> None:
+        """Raise a `UserError` unless every block's gradient is a product of what a layer read and what came back."""
+        factored = {
+            slots["weight"] for layer, slots in self._plan.layers.values() if Factor.fits(layer) and "weight" in slots
+        }
+        factored |= set(self._plan.unused)
+        others = [block.name for block in self.blocks if block.name not in factored]
+        if others:
+            shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
+            raise UserError(
+                f"{purpose} works with the weights of linear and convolution layers, not with {shown}; "
+                "name the other layers with layers=[...]"
+            )
+
+    @torch.inference_mode(False)
+    def factors(self, x: Tensor, labels: Labels) -> Iterator[tuple[int, Part]]:
+        """Yield (rows, factors): the same gradients unmultiplied, for layers that `refuse_unfactored` lets pass.
+
+        Some images or some labels of one image at a time, so that their rows follow each other in (image, label) order.
+        The factors are valid until the next are asked for.
+        """
+        candidates, x = self.check(x, labels), _ordinary(x)
+        images, labels_per_tile = self._fitting(candidates.shape[1])
+        answers = [self.like.new_zeros((0, self.num_classes))]
+        for start in range(0, len(x), images):
+            part = slice(start, min(start + images, len(x)))
+            for reached in self._reached(x, candidates, part, labels_per_tile, self._run_alone, self._quiet):
+                found: Part = {block.name: [] for block in self.blocks}
+                for call, delta in zip(reached.calls, reached.deltas, strict=True):
+                    if delta is not None and "weight" in call.slots:
+                        found[call.slots["weight"]].append(Factor(call.layer, call.input, delta))
+                yield candidates[reached.images, reached.labels].numel(), found
+            answers.append(reached.logits)
+        self.logits = torch.cat(answers)
 
     @torch.inference_mode(False)
     def gradients(self, x: Tensor, labels: Labels) -> Iterator[tuple[str, Tensor]]:
@@ -140,7 +217,7 @@ class GradientEngine:
 
         def write(reached: _Reached) -> None:
             images, labels_now = _length(reached.images), _length(reached.labels)
-            group = max(torch.get_num_threads(), _PIECE_BYTES // (row_bytes * labels_now))
+            group = max(torch.get_num_threads(), min(_PIECE_BYTES, self.memory // 16) // (row_bytes * labels_now))
             for start in range(0, images, group):
                 some = slice(start, min(start + group, images))
                 blocks = self._buffers("piece", _length(some) * labels_now)
@@ -160,34 +237,54 @@ class GradientEngine:
         images, each = candidates.shape
         tile, labels_per_tile = self._tile(images, each)
         tiles = [slice(start, min(start + tile, images)) for start in range(0, images, tile)]
-        answers: list[Tensor] = [self._parameters[0].new_zeros((0, self.num_classes))] * max(1, len(tiles))
+        answers: list[Tensor] = [self.like.new_zeros((0, self.num_classes))] * max(1, len(tiles))
 
         def work(number: int) -> None:
-            part = tiles[number]
-            with capture.differentiable(x.device.type):
-                logits, calls = run(self.model, x[part])
-                check_logits(logits, _length(part))
-                for call in calls:
-                    _check_call(call, _length(part))
-                cotangents = cross_entropy_cotangents(logits, candidates[part])
-                slow = self._slow_gradients(x[part], cotangents)
-                for first in range(0, each, labels_per_tile):
-                    some = slice(first, min(first + labels_per_tile, each))
-                    deltas = self._deltas(logits, calls, cotangents[:, some], retain=some.stop < each)
-                    write(_Reached(part, some, calls, deltas, {name: rows[:, some] for name, rows in slow.items()}))
-            answers[number] = logits.detach()
+            for reached in self._reached(x, candidates, tiles[number], labels_per_tile, run, contextlib.nullcontext):
+                write(reached)
+                answers[number] = reached.logits
 
         tasks = [functools.partial(work, number) for number in range(len(tiles))]
-        with (
-            capture.evaluation_mode(self.model, self._parameters),
-            capture.recording(self._plan.layers, sparse=self._plan.sparse) as run,
-        ):
+        with self._quiet(), capture.recording(self._plan.layers, sparse=self._plan.sparse) as recorded:
+            run = functools.partial(recorded, self.model)
             if self._plan.stateless:
                 side_by_side(tasks)
             else:
                 for task in tasks:
                     task()
         self.logits = torch.cat(answers)
+
+    def _quiet(self) -> contextlib.AbstractContextManager[None]:
+        return capture.evaluation_mode(self.model, self._parameters)
+
+    def _run_alone(self, x: Tensor) -> tuple[Tensor, list[capture.Call]]:
+        with capture.recording(self._plan.layers, sparse=self._plan.sparse) as run:
+            return run(self.model, x)
+
+    def _reached(
+        self,
+        x: Tensor,
+        candidates: Tensor,
+        part: slice,
+        labels_per_tile: int,
+        run: Callable[[Tensor], tuple[Tensor, list[capture.Call]]],
+        quiet: Callable[[], contextlib.AbstractContextManager[None]],
+    ) -> Iterator[_Reached]:
+        """One tile: `run` it forwards, then backwards some labels at a time; `quiet` is the model's mode meanwhile."""
+        device, each = x.device.type, candidates.shape[1]
+        with quiet(), capture.differentiable(device):
+            logits, calls = run(x[part])
+            check_logits(logits, _length(part))
+            for call in calls:
+                _check_call(call, _length(part))
+            cotangents = cross_entropy_cotangents(logits, candidates[part])
+            slow = self._slow_gradients(x[part], cotangents)
+        for first in range(0, each, labels_per_tile):
+            some = slice(first, min(first + labels_per_tile, each))
+            with quiet(), capture.differentiable(device):
+                deltas = self._deltas(logits, calls, cotangents[:, some], retain=some.stop < each)
+            parts = {name: rows[:, some] for name, rows in slow.items()}
+            yield _Reached(part, some, calls, deltas, parts, logits.detach())
 
     def _contract(self, reached: _Reached, images: slice, out: dict[str, Tensor]) -> None:
         """Write the gradients of some images of a tile into `out` (N, L, numel)."""
@@ -229,20 +326,25 @@ class GradientEngine:
                 whole[:, label] = arranged
         return gathered
 
-    def _tile(self, images: int, labels: int) -> tuple[int, int]:
-        """How many images, and how many labels of an image, are worked on at a time.
+    def _fitting(self, labels: int) -> tuple[int, int]:
+        """How many images, and how many labels of an image, one thread works on at a time, at most.
 
-        Small enough for the caches and for memory that is reused rather than fetched anew, and so that every thread has
-        something to do. The labels of an image are divided only where they alone are too many; then one image makes a
-        tile.
+        So few that memory is reused rather than fetched anew. The labels of an image are divided only where they alone
+        are too many; then one image makes a tile.
         """
-        room = min(_TILE_BYTES, self.memory // 4) // self._parameters[0].element_size()
-        labels_per_tile = min(labels, max(1, room // max(1, self._plan.delta_numbers)))
+        plan, itemsize = self._plan, self.like.element_size()
+        room = min(_TILE_BYTES, self.memory // (4 * self._threads())) // itemsize
+        labels_per_tile = min(labels, max(1, room // max(1, plan.delta_numbers)))
         if labels_per_tile < labels:
             return 1, labels_per_tile
-        needed = (labels + _PASSING) * self._plan.delta_numbers + self._plan.patch_numbers
-        fitting = max(1, room // max(1, needed))
-        threads = torch.get_num_threads() if self._plan.stateless else 1
+        return max(1, min(_TILE_IMAGES, room // max(1, self._working_numbers(labels)))), labels
+
+    def _tile(self, images: int, labels: int) -> tuple[int, int]:
+        """The same for so many images, so that every thread has its share of them."""
+        fitting, labels_per_tile = self._fitting(labels)
+        if labels_per_tile < labels:
+            return 1, labels_per_tile
+        threads = self._threads()
         rounds = max(1, -(-images // (threads * fitting)))
         return max(1, -(-images // (threads * rounds))), labels
 
@@ -305,6 +407,20 @@ def _check_call(call: capture.Call, images: int) -> None:
 def weight_names(model: nn.Module) -> list[str]:
     """Names of the weights with two axes or more, in order: no biases, no normalisation layers."""
     return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+
+
+def weights_of(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """Names of the weights of the given layers, or of all layers; a weight's own name is taken as well."""
+    names = weight_names(model)
+    if layers is None:
+        return names
+    wanted = []
+    for layer in layers:
+        found = [name for name in names if name == layer or name.startswith(f"{layer}.")]
+        if not found:
+            raise unknown_name("layer", layer, [name.removesuffix(".weight") for name in names])
+        wanted += found
+    return [name for name in names if name in wanted]
 
 
 def select_parameters(

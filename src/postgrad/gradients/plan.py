@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from postgrad.errors import UserError
 from postgrad.gradients import capture, contract, fallback
 from postgrad.gradients.fallback import GradientFallbackWarning, State
+from postgrad.gradients.memory import answer_and_kept_bytes
 from postgrad.gradients.scratch import Scratch
 
 Layers = dict[str, tuple[nn.Module, capture.Slots]]
 
 _PROBES = 3
+_TRIAL_BYTES = 8
+_TRIAL_COPIES = 4
+"""Gradients that a trial holds for each image: the loop's rows, those stacked, the closed form, their difference."""
 
 _MOSTLY_ZERO = 0.4
 """The share of numbers that are not zero up to which leaving out the others is faster than a dense product."""
@@ -39,37 +43,90 @@ class Plan:
     """Whether several threads may run the network at once: nothing of it changes when it runs."""
     sparse: frozenset[str] = frozenset()
     """Layers whose output's gradient is mostly zero, which a contraction of its own makes use of."""
+    forward_numbers: int = 0
+    """How many numbers autograd keeps of the network's forward pass, for one image."""
 
 
-def make_plan(model: nn.Module, names: Sequence[str], example: Tensor) -> Plan:
+def make_plan(model: nn.Module, names: Sequence[str], example: Tensor, *, memory: int = 2 << 30) -> Plan:
     """Try the closed forms on three images against one backward pass at a time, and keep those that agree.
 
     It catches whatever a list of layer types cannot: weights used outside their layer, sequence-first layouts,
     overridden `forward` methods. The trial runs in float64, so that a difference is a mistake and not rounding, with
     weights that are shaken a little, so that a last layer that starts at zero does not hide the others' mistakes.
+    Where all gradients of the three images together would take much of `memory` (bytes), it goes a few at a time.
     """
     _refuse_batch_statistics(model)
     x = _probe_images(example)
     tensors = dict(model.named_parameters())
     with capture.evaluation_mode(model, [tensors[name] for name in names]):
         try:
-            check_logits(model(x), len(x))
+            logits, forward_bytes = answer_and_kept_bytes(model, x)
+            check_logits(logits, len(x))
         except (RuntimeError, TypeError, IndexError) as error:
             raise UserError(f"the model does not take images {tuple(x.shape)}: {_first_line(error)}") from error
         state = _trial_state(model, names, x)
         if state is not None and x.is_floating_point():
             x = x.to(next(iter(state.values())).dtype)
-        return _verify(model, names, _candidates(model, names), x, state)
+        sizes = {name: tensors[name].numel() for name in names}
+        del logits
+        plan = _verify(model, _groups(sizes, memory), _candidates(model, names), x, state)
+    return replace(plan, forward_numbers=forward_bytes // (len(x) * tensors[names[0]].element_size()))
 
 
-def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, state: State | None) -> Plan:
+def _verify(model: nn.Module, groups: Sequence[Sequence[str]], layers: Layers, x: Tensor, state: State | None) -> Plan:
     def forward(images: Tensor) -> Tensor:
         return fallback.answer(model, images, state)
 
+    with torch.no_grad():
+        together = forward(x)
+        before = _state_of(model)
+        _refuse_mixing(forward, x, together)
+        unchanged = _state_of(model) == before
+    trials = [_try(model, group, forward, layers, x, state) for group in groups]
+    slow = tuple(name for trial in trials for name in trial.slow)
+    vectorised = all(trial.vectorised for trial in trials)
+    _say(slow, vectorised)
+    agree = {name for trial in trials for name in trial.agree}
+    kept = {
+        name: (layer, {slot: block for slot, block in slots.items() if block in agree})
+        for name, (layer, slots) in layers.items()
+    }
+    return Plan(
+        layers={name: (layer, slots) for name, (layer, slots) in kept.items() if slots},
+        slow=slow,
+        vectorised=vectorised,
+        unused=tuple(name for trial in trials for name in trial.unused),
+        num_classes=trials[0].num_classes,
+        delta_numbers=trials[0].delta_numbers,
+        patch_numbers=trials[0].patch_numbers,
+        stateless=unchanged and not slow and x.device.type == "cpu" and not _is_compiled(model),
+        sparse=trials[0].sparse,
+    )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a trial of some parameters' gradients found."""
+
+    agree: set[str]
+    unused: tuple[str, ...]
+    slow: tuple[str, ...]
+    vectorised: bool
+    num_classes: int
+    delta_numbers: int
+    patch_numbers: int
+    sparse: frozenset[str]
+
+
+def _try(
+    model: nn.Module,
+    names: Sequence[str],
+    forward: Callable[[Tensor], Tensor],
+    layers: Layers,
+    x: Tensor,
+    state: State | None,
+) -> _Trial:
     logits, calls = capture.run(forward, x, layers)
-    before = _state_of(model)
-    _refuse_mixing(forward, x, logits.detach())
-    unchanged = _state_of(model) == before
     generator = torch.Generator().manual_seed(0)
     cotangents = torch.randn(len(x), 1, logits.shape[1], generator=generator).to(logits)
     reference = _reference(model, names, x, cotangents, state)
@@ -77,22 +134,15 @@ def _verify(model: nn.Module, names: Sequence[str], layers: Layers, x: Tensor, s
     agree = _agreeing(_closed_forms(reference, calls, reached), reference)
     unused = tuple(name for name in names if reference[name] is None)
     slow = tuple(name for name in names if name not in agree and name not in unused)
-    vectorised = not slow or _vmap_agrees(model, slow, x, cotangents, state, reference)
-    _say(slow, vectorised)
-    kept = {
-        name: (layer, {slot: block for slot, block in slots.items() if block in agree})
-        for name, (layer, slots) in layers.items()
-    }
     sparse = frozenset(_mostly_zero(calls, reached))
-    return Plan(
-        layers={name: (layer, slots) for name, (layer, slots) in kept.items() if slots},
-        slow=slow,
-        vectorised=vectorised,
+    return _Trial(
+        agree=agree,
         unused=unused,
+        slow=slow,
+        vectorised=not slow or _vmap_agrees(model, slow, x, cotangents, state, reference),
         num_classes=logits.shape[1],
         delta_numbers=sum(call.output_shape.numel() for call in calls) // len(x),
         patch_numbers=max((_patch_numbers(call, len(x)) for call in calls if call.name not in sparse), default=0),
-        stateless=unchanged and not slow and x.device.type == "cpu" and not _is_compiled(model),
         sparse=sparse,
     )
 
@@ -124,6 +174,33 @@ def _mostly_zero(calls: Sequence[capture.Call], reached: Sequence[Tensor | None]
             continue
         if int(delta.count_nonzero()) < _MOSTLY_ZERO * delta.numel():
             yield call.name
+
+
+def trial_bytes(model: nn.Module, names: Sequence[str]) -> int:
+    """The least memory that the trial of these parameters takes: the network in float64, and the largest of them."""
+    tensors = dict(model.named_parameters())
+    largest = max(tensors[name].numel() for name in names)
+    return (
+        _TRIAL_BYTES * sum(tensor.numel() for tensor in tensors.values())
+        + _PROBES * _TRIAL_COPIES * _TRIAL_BYTES * largest
+    )
+
+
+def _groups(sizes: Mapping[str, int], memory: int) -> list[list[str]]:
+    """Parameters (of so many numbers) that are tried together, so that a trial takes a quarter of `memory` or less.
+
+    A parameter that alone takes more has a trial of its own.
+    """
+    room = memory // 4 // (_PROBES * _TRIAL_COPIES * _TRIAL_BYTES)
+    groups: list[list[str]] = []
+    filled = room
+    for name, numbers in sizes.items():
+        if filled + numbers > room:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += numbers
+    return groups
 
 
 def _reference(

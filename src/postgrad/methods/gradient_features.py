@@ -15,8 +15,7 @@ Paper. arXiv 1807.06630, as for GradNet. Licence or patent note: none known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,14 +27,13 @@ from torch import Tensor, nn
 
 from postgrad.data.inputs import image_tensor
 from postgrad.data.preprocessing import Preprocessing
-from postgrad.devices import pick_device
-from postgrad.errors import UserError
 from postgrad.gradients.space import GradientSpace
+from postgrad.methods._over_network import STATISTICS_BATCH, OverNetwork
+from postgrad.methods._settings import check_settings
 from postgrad.progress import progress
-from postgrad.units import parse_memory
 
 
-class GradientFeatures(TransformerMixin, BaseEstimator):
+class GradientFeatures(OverNetwork, TransformerMixin, BaseEstimator):
     """Per-sample gradients of a trained network as a scikit-learn transformer: images in, a sparse matrix out.
 
     >>> features = GradientFeatures(model).fit(x)
@@ -46,7 +44,8 @@ class GradientFeatures(TransformerMixin, BaseEstimator):
     ----------
     model : nn.Module giving logits (N, C). It is copied and never changed.
     labels : "predicted" (one row of the network's weights for each image) or "all" (the C gradients side by side).
-    select, scope, normalise, exponent, weight_decay, layers, preprocess, device, memory : as for `GradNet`.
+    select, scope, normalise, exponent, weight_decay, layers, project, coordinates, preprocess, device, memory : as for
+        `GradNet`.
 
     `fit` takes images (N, C, H, W) only to gather the normalisation's statistics, under random labels as GradNet does.
     """
@@ -62,9 +61,11 @@ class GradientFeatures(TransformerMixin, BaseEstimator):
         exponent: float = 0.5,
         weight_decay: float = 0.0,
         layers: Sequence[str] | None = None,
+        project: int | None = None,
+        coordinates: int | None = None,
         preprocess: Preprocessing | None = None,
         random_state: int = 0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         memory: str = "2GB",
     ) -> None:
         self.model = model
@@ -75,6 +76,8 @@ class GradientFeatures(TransformerMixin, BaseEstimator):
         self.exponent = exponent
         self.weight_decay = weight_decay
         self.layers = layers
+        self.project = project
+        self.coordinates = coordinates
         self.preprocess = preprocess
         self.random_state = random_state
         self.device = device
@@ -82,32 +85,15 @@ class GradientFeatures(TransformerMixin, BaseEstimator):
 
     def fit(self, x: Any, y: Any = None) -> GradientFeatures:
         """Gather the statistics of the normalisation over images (N, C, H, W)."""
-        if self.labels not in ("predicted", "all"):
-            raise UserError(f"labels: expected 'predicted' or 'all', got {self.labels!r}")
+        check_settings(self)
         images = image_tensor(x)
-        self.image_shape_ = tuple(images.shape[1:])
-        self.device_ = pick_device(self.device)
-        self.model_ = deepcopy(self.model).to(self.device_).eval().requires_grad_(True)
-        self.preprocess_ = self.preprocess or getattr(self.model, "preprocess", None) or Preprocessing()
-        self.space_ = GradientSpace(
-            self.model_,
-            self._inputs(images[:3]),
-            layers=self.layers,
-            select=self.select,
-            scope=self.scope,
-            normalise=self.normalise,
-            exponent=self.exponent,
-            weight_decay=self.weight_decay,
-            memory=parse_memory(self.memory),
-        )
-        if self.space_.needs_statistics:
-            generator = torch.Generator().manual_seed(self.random_state)
-            classes = self.space_.num_classes
-            parts = images.split(100)
-            self.space_.fit(
-                (self._inputs(part), torch.randint(classes, (len(part),), generator=generator).to(self.device_))
-                for part in parts
-            )
+        space = self._open_space(images[:3])
+        assert isinstance(space, GradientSpace)
+        if space.needs_locating:
+            space.locate(self._statistics_batches(images, space.num_classes))
+        if space.needs_statistics:
+            space.fit(self._statistics_batches(images, space.num_classes))
+        self.space_ = space
         rows = self.space_.num_classes if self.labels == "all" else 1
         self.n_features_out_ = rows * sum(block.numel for block in self.space_.blocks)
         return self
@@ -116,9 +102,7 @@ class GradientFeatures(TransformerMixin, BaseEstimator):
         """The features (N, D) of images (N, C, H, W) as a sparse matrix."""
         check_is_fitted(self, "space_")
         images = image_tensor(x, allow_empty=True)
-        if tuple(images.shape[1:]) != self.image_shape_:
-            wanted = ", ".join(map(str, self.image_shape_))
-            raise UserError(f"images: expected (N, {wanted}) as in fit, got {tuple(images.shape)}")
+        self._check_shape(images)
         chunk = self.space_.images_per_chunk("all")
         parts = [sparse.csr_matrix((0, self.n_features_out_), dtype=np.float32)]
         with progress("gradient features", len(images), unit="images") as advance:
@@ -135,5 +119,7 @@ class GradientFeatures(TransformerMixin, BaseEstimator):
         with torch.no_grad():
             return self.model_(self._inputs(images)).argmax(dim=1)
 
-    def _inputs(self, images: Tensor) -> Tensor:
-        return self.preprocess_(images.to(self.device_)).to(next(self.model_.parameters()).dtype)
+    def _statistics_batches(self, images: Tensor, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(self.random_state)
+        for part in images.split(STATISTICS_BATCH):
+            yield self._inputs(part), torch.randint(classes, (len(part),), generator=generator).to(self.device_)

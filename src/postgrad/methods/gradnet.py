@@ -23,10 +23,10 @@ Licence or patent note. None known; written from the paper's formulas.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,120 +40,27 @@ from torch.nn import functional as F
 from postgrad.artifacts import read_manifest, read_tensors, save_tensors, write_manifest
 from postgrad.data.inputs import image_tensor, label_tensor
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
-from postgrad.devices import pick_device
-from postgrad.errors import UserError, unknown_name
+from postgrad.errors import UserError
 from postgrad.files import write_atomic
 from postgrad.gradients.engine import Labels
-from postgrad.gradients.rows import SelectedRows, rows_linear
+from postgrad.gradients.low_rank import FactorSpace
 from postgrad.gradients.space import GradientSpace
+from postgrad.methods._gradnet_head import GradNetHead, LowRankHead, auto_hidden, hidden_groups
+from postgrad.methods._over_network import STATISTICS_BATCH, OverNetwork, bytes_of
+from postgrad.methods._settings import check_settings
 from postgrad.models import checkpoints
 from postgrad.progress import progress
-from postgrad.training import History, Recipe, Stopwatch, train
+from postgrad.training import History, Recipe, Stopwatch, optimizer_copies, train
 from postgrad.training.optimizers import takes_factors
 from postgrad.units import format_memory, parse_memory
 
-STATISTICS_BATCH = 100
 VALIDATION_IMAGES = 500
 
-
-OPTIMIZER_COPIES = {"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "radam": 2, "rmsprop": 1, "adagrad": 1}
-"""Numbers that an optimizer keeps for each weight (momentum adds one to SGD's); 2 where it is not listed."""
-
-
-class GradNetHead(nn.Module):
-    """The small network over gradient blocks: one Linear + ReLU for each group of blocks, then a Linear to the logits.
-
-    >>> head = GradNetHead(inputs=(4800, 102400, 23040), hidden=(5, 100, 25), num_classes=10)
-    >>> head([g_c0, g_c1, g_l1]).shape          # each g is (R, inputs)
-    torch.Size([R, 10])
-
-    With `neighbours` a hidden block reads two neighbouring layers, so there is one hidden size fewer than blocks.
-    Weights start as N(0, 0.02²), biases as 0 (METHODS: GradNet, "Network").
-    """
-
-    def __init__(
-        self,
-        inputs: Sequence[int],
-        hidden: Sequence[int],
-        num_classes: int,
-        *,
-        neighbours: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.groups = hidden_groups(len(inputs), neighbours)
-        if len(hidden) != len(self.groups):
-            raise UserError(
-                f"hidden: {len(hidden)} sizes given, but this network has {len(self.groups)} hidden blocks "
-                f"({len(inputs)} layers{', read in neighbouring pairs' if neighbours else ''}); give one size for each"
-            )
-        if min(hidden) < 1:
-            raise UserError(f"hidden: expected sizes of 1 or more, got {tuple(hidden)}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout: expected a share from 0 to below 1, got {dropout:g}")
-        self.sizes = tuple(hidden)
-        self.hidden = nn.ModuleList(
-            nn.ModuleList(
-                nn.Linear(inputs[block], size, bias=position == 0, device="meta")
-                for position, block in enumerate(group)
-            )
-            for group, size in zip(self.groups, hidden, strict=True)
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(sum(hidden), num_classes)
-        self.factored = False
-        for layers in self.hidden:
-            for layer in layers.children():
-                # The weights of one coordinate lie together, as products with selected rows want them.
-                assert isinstance(layer, nn.Linear)
-                layer.weight = nn.Parameter(torch.empty(layer.in_features, layer.out_features).t())
-                layer.bias = None if layer.bias is None else nn.Parameter(torch.empty(layer.out_features))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight.t(), std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-
-    def forward(self, gradients: Sequence[Tensor | SelectedRows]) -> Tensor:
-        """Logits (R, C) of gradient blocks [(R, inputs), …]."""
-        activations = []
-        for group, layers in zip(self.groups, self.hidden.children(), strict=True):
-            sums = [self._sum(layer, gradients[block]) for block, layer in zip(group, layers.children(), strict=True)]
-            activations.append(F.relu(sum(sums[1:], start=sums[0])))
-        return self.output(self.dropout(torch.cat(activations, dim=1)))
-
-    def _sum(self, layer: nn.Module, block: Tensor | SelectedRows) -> Tensor:
-        if isinstance(block, SelectedRows):
-            assert isinstance(layer, nn.Linear)
-            return rows_linear(block, layer.weight, layer.bias, factored=self.factored)
-        return layer(block)
+_NEED_ENTRIES = ("select", "scope", "normalise", "exponent", "weight_decay", "project", "coordinates")
+"""Settings that act on single entries of gradients."""
 
 
-def hidden_groups(blocks: int, neighbours: bool) -> tuple[tuple[int, ...], ...]:
-    """Which gradient blocks each hidden block reads: itself, or itself and the next one."""
-    if neighbours and blocks > 1:
-        return tuple((i, i + 1) for i in range(blocks - 1))
-    return tuple((i,) for i in range(blocks))
-
-
-def auto_hidden(blocks: int) -> tuple[int, ...]:
-    """Hidden sizes for a network of any depth: 5 for the first layer, 25 for the last, 100 shared by those between.
-
-    >>> auto_hidden(3)
-    (5, 100, 25)
-
-    The published sizes for the seed's three layers, continued: 100 units in equal parts, at least one each.
-    """
-    if blocks == 1:
-        return (25,)
-    between = blocks - 2
-    return (5, *[max(1, 100 // between)] * between, 25) if between else (100, 25)
-
-
-class GradNet(ClassifierMixin, BaseEstimator):
+class GradNet(OverNetwork, ClassifierMixin, BaseEstimator):
     """A second-stage classifier on the per-sample gradients of a trained network, as a scikit-learn estimator.
 
     >>> clf = GradNet(model, hidden=(5, 100, 25)).fit(x_half, y_half)
@@ -180,13 +87,19 @@ class GradNet(ClassifierMixin, BaseEstimator):
     augment : `Augmentation` of the training images; None adds nothing.
     preprocess : `Preprocessing`; None takes the model's own (`model.preprocess`), or pixels in [0, 1].
     layers : names of the weights to use; None is every weight of two or more dimensions.
+    rank : hidden units that read each layer's gradient matrix G by Σ_r aᵀ G b, r = 1 … rank, without making G. Learnt
+        by its factors, so that `select`, `scope`, `normalise`, `exponent` and `weight_decay` have no part in it: a
+        scale for each layer takes their place. Adam ("adam", lr .001) suits it better than plain SGD.
+    project : about so many numbers of each layer's gradient, by a random projection that never makes the whole.
+    coordinates : so many entries of all layers together, those largest on average, computed alone.
     class_names : names of the C classes, saved with the classifier.
-    device, memory : where to compute, and the most memory for gradients and the hidden layer.
+    device, memory : where to compute, and the most memory that it may take beside the process and the given model.
     directory : where checkpoints are kept during `fit`, so that an interrupted one goes on; None keeps none.
 
     Raises
     ------
-    UserError : wrong shapes, labels out of range, hidden blocks that do not fit into `memory`.
+    UserError : settings of the wrong type, wrong shapes, labels out of range, what does not fit into `memory`; for
+        `rank`, `project` and `coordinates`, a layer that is neither linear nor a convolution.
 
     Source: arXiv 1807.06630.
     """
@@ -215,9 +128,12 @@ class GradNet(ClassifierMixin, BaseEstimator):
         augment: Augmentation | None = None,
         preprocess: Preprocessing | None = None,
         layers: Sequence[str] | None = None,
+        rank: int | None = None,
+        project: int | None = None,
+        coordinates: int | None = None,
         class_names: Sequence[str] | None = None,
         random_state: int = 0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         memory: str = "2GB",
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -242,6 +158,9 @@ class GradNet(ClassifierMixin, BaseEstimator):
         self.augment = augment
         self.preprocess = preprocess
         self.layers = layers
+        self.rank = rank
+        self.project = project
+        self.coordinates = coordinates
         self.class_names = class_names
         self.random_state = random_state
         self.device = device
@@ -253,8 +172,7 @@ class GradNet(ClassifierMixin, BaseEstimator):
 
         With `directory` an interrupted fit goes on from its last checkpoint and ends with the same bits.
         """
-        if self.labels not in ("random", "all"):
-            raise unknown_name("choice of labels", str(self.labels), ("random", "all"))
+        self._check_settings()
         images = image_tensor(x)
         targets = label_tensor(y, len(images))
         space = self._prepare(images[:3])
@@ -268,7 +186,8 @@ class GradNet(ClassifierMixin, BaseEstimator):
             torch.manual_seed(self.random_state)
             self.head_ = self._new_head(space).to(self.device_)
         recipe = self._recipe()
-        self.head_.factored = takes_factors(recipe.optimizer, recipe.optimizer_options)
+        factored = isinstance(self.head_, GradNetHead) and takes_factors(recipe.optimizer, recipe.optimizer_options)
+        self.head_.factored = factored
         self.history_: History = train(
             self.head_,
             n=len(images),
@@ -327,51 +246,61 @@ class GradNet(ClassifierMixin, BaseEstimator):
 
     # fitting, part by part
 
-    def _prepare(self, example: Tensor) -> GradientSpace:
-        self.device_ = pick_device(self.device)
-        self.model_ = deepcopy(self.model).to(self.device_).eval().requires_grad_(True)
-        self.preprocess_ = self.preprocess or getattr(self.model, "preprocess", None) or Preprocessing()
-        self.dtype_ = next(self.model_.parameters()).dtype
-        self.image_shape_ = tuple(example.shape[1:])
+    def _check_settings(self) -> None:
+        check_settings(self)
+        self._recipe()
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: expected a share from 0 to below 1, got {self.dropout:g}")
+        if self.rank is None:
+            return
+        if self.rank < 1:
+            raise UserError(f"rank: expected 1 or more, or None, got {self.rank}")
+        acting = [name for name in _NEED_ENTRIES if getattr(self, name) not in _without_effect(name)]
+        if acting:
+            given = " and ".join(f"{name}={getattr(self, name)!r}" for name in acting)
+            raise UserError(f"{given} needs the entries of gradients, which rank= never makes; leave one of them out")
+
+    def _prepare(self, example: Tensor) -> GradientSpace | FactorSpace:
+        self.space_ = self._open_space(example, factors=self.rank is not None)
         names = self.class_names or getattr(self.model, "class_names", None)
         self.class_names_ = None if names is None else tuple(names)
-        self.space_ = GradientSpace(
-            self.model_,
-            self._inputs(example),
-            layers=self.layers,
-            select=self.select,
-            scope=self.scope,
-            normalise=self.normalise,
-            exponent=self.exponent,
-            weight_decay=self.weight_decay,
-            memory=parse_memory(self.memory),
-        )
         self.n_classes_ = self.space_.num_classes
         self.classes_ = np.arange(self.n_classes_)
         return self.space_
 
-    def _new_head(self, space: GradientSpace) -> GradNetHead:
-        inputs = [block.numel for block in space.blocks]
-        groups = hidden_groups(len(inputs), self.neighbours)
-        hidden = auto_hidden(len(groups)) if isinstance(self.hidden, str) else tuple(self.hidden)
-        self._check_memory(inputs, groups, hidden)
-        head = GradNetHead(inputs, hidden, self.n_classes_, neighbours=self.neighbours, dropout=self.dropout)
-        return head.to(self.dtype_)
+    def _new_head(self, space: GradientSpace | FactorSpace) -> GradNetHead | LowRankHead:
+        """The hidden layer over the space's blocks, whose share of the memory budget is no longer the space's."""
+        with torch.device("meta"):  # shapes only, to be weighed before they are made
+            self._share_memory(space, self._build_head(space))
+        return self._build_head(space).to(self.dtype_)
 
-    def _check_memory(self, inputs: Sequence[int], groups: Sequence[Sequence[int]], hidden: Sequence[int]) -> None:
-        """Refuse a hidden layer whose weights, gradients and optimizer state would not fit the memory budget."""
-        weights = sum(size * sum(inputs[i] for i in group) for group, size in zip(groups, hidden, strict=False))
-        momentum = bool((self.optimizer_options or {}).get("momentum"))
-        copies = 2 + OPTIMIZER_COPIES.get(self.optimizer.lower(), 2) + momentum
-        rows = self.batch_size * (self.n_classes_ if self.labels == "all" else 1)
-        needed = self.dtype_.itemsize * (weights * copies + sum(inputs) * (rows + 4))
-        budget = parse_memory(self.memory)
+    def _build_head(self, space: GradientSpace | FactorSpace) -> GradNetHead | LowRankHead:
+        groups = hidden_groups(len(space.blocks), self.neighbours)
+        hidden = auto_hidden(len(groups)) if isinstance(self.hidden, str) else tuple(self.hidden)
+        common: dict[str, Any] = {"neighbours": self.neighbours, "dropout": self.dropout}
+        if isinstance(space, GradientSpace):
+            return GradNetHead([block.numel for block in space.blocks], hidden, self.n_classes_, **common)
+        assert self.rank is not None
+        sides = [(block.shape[0], block.numel // block.shape[0]) for block in space.blocks]
+        return LowRankHead(sides, hidden, self.n_classes_, rank=self.rank, scales=space.scales(), **common)
+
+    def _share_memory(self, space: GradientSpace | FactorSpace, head: GradNetHead | LowRankHead) -> None:
+        """Refuse a head whose training would not fit the memory budget; leave the space the rest of it."""
+        if isinstance(head, LowRankHead) and isinstance(space, FactorSpace):
+            space.functionals = head.functionals([block.name for block in space.blocks])
+        sizes = [parameter.numel() for parameter in head.parameters()]
+        copies = 2 + optimizer_copies(self.optimizer, self.optimizer_options or {})
+        weights = self.dtype_.itemsize * (sum(sizes) * copies + max(sizes))  # the optimizer works on one at a time
+        step = space.step_bytes(self.batch_size, self.n_classes_ if self.labels == "all" else 1)
+        needed, budget = bytes_of(self.model_) + weights + step, parse_memory(self.memory)
         if needed > budget:
             raise UserError(
-                f"GradNet's dense blocks need {format_memory(needed)} ({sum(inputs):,} gradient entries, hidden sizes "
-                f"{tuple(hidden)}), more than memory={self.memory!r}: raise memory, make hidden smaller, choose fewer "
-                f"layers with layers=[...], or take a smaller batch_size"
+                f"GradNet's blocks need {format_memory(needed)} (hidden sizes {head.sizes} over "
+                f"{sum(block.numel for block in space.blocks):,} gradient entries, {self.batch_size} images a step), "
+                f"more than memory={self.memory!r}: raise memory, make hidden smaller, choose fewer layers with "
+                "layers=[...], take a smaller batch_size, or read less with rank=, project= or coordinates="
             )
+        space.engine.memory = budget - bytes_of(self.model_) - weights
 
     def _recipe(self) -> Recipe:
         return Recipe(
@@ -385,39 +314,40 @@ class GradNet(ClassifierMixin, BaseEstimator):
             schedule=self.schedule,
         )
 
-    def _inputs(self, images: Tensor) -> Tensor:
-        return self.preprocess_(images.to(self.device_)).to(self.dtype_)
-
     def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.augment is None:
             return self._inputs(images)
         return augment(images.to(self.device_), self.preprocess_, self.augment, generator).to(self.dtype_)
 
     def _training_batch(
-        self, space: GradientSpace, images: Tensor, targets: Tensor, indices: Tensor, generator: torch.Generator
-    ) -> tuple[Sequence[Tensor | SelectedRows], Tensor]:
-        """Gradient blocks under random (or all) labels, and the true label of each row."""
+        self, space: GradientSpace | FactorSpace, images: Tensor, targets: Tensor, indices: Tensor, generator: Any
+    ) -> tuple[Any, Tensor]:
+        """Gradient blocks (or factors) under random (or all) labels, and the true label of each row."""
         inputs = self._augmented(images[indices], generator)
         truth = targets[indices].to(self.device_)
         if self.labels == "all":
             return self._blocks(space, inputs, "all"), truth.repeat_interleave(self.n_classes_)
         return self._blocks(space, inputs, self._random_labels(len(indices), generator)), truth
 
-    def _blocks(self, space: GradientSpace, inputs: Tensor, labels: Labels) -> Sequence[Tensor | SelectedRows]:
-        return space.selected(inputs, labels) if space.selects_rows else space(inputs, labels)
+    def _blocks(self, space: GradientSpace | FactorSpace, inputs: Tensor, labels: Labels) -> Any:
+        if isinstance(space, GradientSpace) and space.selects_rows:
+            return space.selected(inputs, labels)
+        return space(inputs, labels)
 
     def _random_labels(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(self.n_classes_, (count,), generator=generator).to(self.device_)
 
-    def _fit_statistics(self, space: GradientSpace, images: Tensor, directory: Path | None) -> float:
+    def _fit_statistics(self, space: GradientSpace | FactorSpace, images: Tensor, directory: Path | None) -> float:
         """One pass over the images under random labels, in file order, kept on disk for a fit that goes on later."""
         stored = None if directory is None else directory / "statistics.safetensors"
         if stored is not None and stored.exists():
             space.load_statistics(read_tensors(stored))
             return float(json.loads((directory / "statistics.json").read_text())["cpu_seconds"])  # type: ignore[operator]
         watch = Stopwatch(self.device_)
-        if space.needs_statistics:
-            with watch:
+        with watch:
+            if isinstance(space, GradientSpace) and space.needs_locating:
+                space.locate(self._statistics_batches(images))
+            if space.needs_statistics:
                 space.fit(self._statistics_batches(images))
         if stored is not None:
             write_atomic(stored.with_suffix(".json"), json.dumps({"cpu_seconds": watch.cpu_seconds}))
@@ -434,7 +364,7 @@ class GradNet(ClassifierMixin, BaseEstimator):
 
     def _claim(self, directory: Path, images: Tensor, targets: Tensor) -> None:
         """Make `directory` this fit's own: its checkpoints may only be continued with the same settings and data."""
-        digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
+        digest = hashlib.sha256(images.cpu().contiguous().view(-1).numpy().data)
         digest.update(targets.numpy().tobytes())
         for tensor in self.model_.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -447,12 +377,6 @@ class GradNet(ClassifierMixin, BaseEstimator):
         write_atomic(claim, json.dumps(mine, indent=1))
 
     # predicting
-
-    def _check_shape(self, images: Tensor) -> None:
-        if tuple(images.shape[1:]) != self.image_shape_:
-            raise UserError(
-                f"images: expected (N, {', '.join(map(str, self.image_shape_))}) as in fit, got {tuple(images.shape)}"
-            )
 
     def _mean_logits(self, images: Tensor, *, show_progress: bool) -> Tensor:
         self.head_.eval()
@@ -528,3 +452,9 @@ class GradNet(ClassifierMixin, BaseEstimator):
         )
         gradnet.fit_cpu_seconds_ = manifest["fit_cpu_seconds"]
         return gradnet
+
+
+def _without_effect(setting: str) -> tuple[Any, ...]:
+    """The values of a setting on entries that ask for nothing: its default, and the one that leaves entries alone."""
+    default = inspect.signature(GradNet).parameters[setting].default
+    return {"select": (None, default), "normalise": ("none", default)}.get(setting, (default,))
