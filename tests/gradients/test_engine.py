@@ -110,8 +110,8 @@ def test_chunks_give_the_same(build) -> None:
     case = build("small")
     total = sum(parameter.numel() for parameter in case.model.parameters())
     whole = per_sample_gradients(case.model, case.x, case.labels)
-    assert GradientEngine(case.model, case.x, memory=16 * total + 16_000).images_per_chunk(case.labels) < len(case.x)
-    chunked = per_sample_gradients(case.model, case.x, case.labels, memory=16 * total + 16_000)
+    assert GradientEngine(case.model, case.x, memory=16 * total + 12_000).images_per_chunk(case.labels) < len(case.x)
+    chunked = per_sample_gradients(case.model, case.x, case.labels, memory=16 * total + 12_000)
     for name, rows in whole.items():
         assert torch.allclose(rows, chunked[name], rtol=1e-10, atol=1e-15)
 
