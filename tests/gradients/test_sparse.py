@@ -49,12 +49,15 @@ def example(case: dict) -> tuple[nn.Conv2d, Tensor, Tensor]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(convolutions)
-def test_weight_gradients_are_autograds(case: dict) -> None:
+@given(convolutions, st.booleans())
+def test_weight_gradients_are_autograds(case: dict, channels_last: bool) -> None:
     layer, x, deltas = example(case)
     out = torch.full((case["images"], case["labels"], layer.weight.numel()), torch.nan)
     delta = deltas.flatten(3).transpose(0, 1)
     padded = F.pad(x, (case["padding"][1],) * 2 + (case["padding"][0],) * 2)
+    if channels_last:
+        padded = padded.contiguous(memory_format=torch.channels_last)
+        delta = delta.transpose(2, 3).contiguous().transpose(2, 3)
     _sparse.weight_gradients(padded, delta, contract.geometry(layer, x), out, add=False)
     exact = layer.double()
     for n in range(case["images"]):
@@ -65,9 +68,11 @@ def test_weight_gradients_are_autograds(case: dict) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(convolutions)
-def test_input_gradients_are_autograds(case: dict) -> None:
+@given(convolutions, st.booleans())
+def test_input_gradients_are_autograds(case: dict, channels_last: bool) -> None:
     layer, x, deltas = example(case)
+    if channels_last:
+        x, deltas = x.contiguous(memory_format=torch.channels_last), deltas.movedim(2, -1).contiguous().movedim(-1, 2)
     x.requires_grad_()
     output = contract.SparseBackward.apply(x, layer(x), layer)
     (found,) = torch.autograd.grad(output, x, deltas[0])
@@ -183,3 +188,34 @@ def test_threads_do_not_change_bits(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found, expected)
+
+
+class Viewing(nn.Module):
+    """A network that cannot take images whose channels lie together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.last = nn.Conv2d(2, 4, 3), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.convolution(x).view(len(x), -1))
+
+
+def test_channels_last_only_where_the_network_takes_it() -> None:
+    x = torch.randn(3, 2, 6, 6)
+    assert not GradientEngine(Viewing(), x)._plan.channels_last
+    model = PooledNet(False)
+    model(torch.randn(3, 2, 12, 12))
+    assert GradientEngine(model, torch.randn(3, 2, 12, 12))._plan.channels_last
+
+
+def test_channels_last_gives_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    model, x = PooledNet(False), torch.randn(7, 2, 12, 12)
+    model(x)
+    engine = GradientEngine(model, x, parameters=weight_names(model))
+    labels = torch.arange(7) % 5
+    together = {name: rows.clone() for name, rows in engine.gradients(x, labels)}
+    object.__setattr__(engine._plan, "channels_last", False)
+    for name, rows in engine.gradients(x, labels):
+        assert torch.allclose(rows, together[name], rtol=1e-4, atol=1e-6)

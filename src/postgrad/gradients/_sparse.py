@@ -7,6 +7,7 @@ seed's first convolution less than a quarter of the numbers are left, at that of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,22 +34,29 @@ class Geometry:
 
 
 @compiled()
-def _unfold(image, geometry, line, patches):  # type: ignore[no-untyped-def]
-    """The patches of one padded image (C, H, W), a row of (C, *kernel) for each place.
+def _unfold(image, channels_last, geometry, line, patches):  # type: ignore[no-untyped-def]
+    """The patches of one padded image (C, H, W), or (H, W, C), a row of (C, *kernel) for each place.
 
     A kernel's row of up to 8 numbers is copied as 8, of which the next ones overwrite what is too much; `line` is a
     copy of the image with so many numbers to spare, and so has `patches`.
     """
     high, wide, down, right, step_down, step_right, rows, columns = geometry
-    channels, _, width = image.shape
-    line[: image.size] = image.ravel()
+    if channels_last:
+        height, width, channels = image.shape
+        for y in range(height):
+            for x in range(width):
+                for channel in range(channels):
+                    line[(channel * height + y) * width + x] = image[y, x, channel]
+    else:
+        channels, height, width = image.shape
+        line[: image.size] = image.ravel()
     short = wide <= 8 and step_right == 1
     at = 0
     for y in range(rows):
         for x in range(columns):
             for channel in range(channels):
                 for i in range(high):
-                    start = (channel * image.shape[1] + y * down + i * step_down) * width + x * right
+                    start = (channel * height + y * down + i * step_down) * width + x * right
                     if short:
                         copy_of_8(patches, at, line, start)
                     else:
@@ -58,22 +66,49 @@ def _unfold(image, geometry, line, patches):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _weight_gradients(images, deltas, bits, geometry, out, starts, add, first, last):  # type: ignore[no-untyped-def]
+def _along(delta, bits, kept, places, counts):  # type: ignore[no-untyped-def]
+    """What is not zero of each row of delta (R, S), with its places: S slots to a row."""
+    rows, size = delta.shape
+    for row in range(rows):
+        found = places[row * size :]
+        count = places_above(bits[row], np.uint32(0), found)
+        for i in range(count):
+            kept[row * size + i] = delta[row, found[i]]
+        counts[row] = count
+
+
+@compiled()
+def _across(delta, bits, kept, places, counts, found):  # type: ignore[no-untyped-def]
+    """The same for each column of delta (S, R)."""
+    size, _ = delta.shape
+    counts[:] = 0
+    for place in range(size):
+        for i in range(places_above(bits[place], np.uint32(0), found)):
+            row = found[i]
+            at = row * size + counts[row]
+            kept[at] = delta[place, row]
+            places[at] = place
+            counts[row] += 1
+
+
+@compiled()
+def _weight_gradients(  # type: ignore[no-untyped-def]
+    images, images_last, deltas, bits, deltas_last, geometry, out, starts, add, first, last
+):
     """Σ over places of delta × patch for images `first` to `last`, each label, at `starts` (N, L) of the flat `out`."""
-    _, labels, channels, size = deltas.shape
-    inputs = images.shape[1] * geometry[0] * geometry[1]
+    labels = deltas.shape[1]
+    channels, size = (deltas.shape[3], deltas.shape[2]) if deltas_last else (deltas.shape[2], deltas.shape[3])
+    inputs = images.shape[3 if images_last else 1] * geometry[0] * geometry[1]
     line, patches = np.empty(images[0].size + 8, np.float32), np.empty(size * inputs + 8, np.float32)
     kept, places = np.empty(channels * size + 1, np.float32), np.empty(channels * size + 1, np.int32)
-    ends = np.zeros(channels + 1, np.int64)
+    counts, found = np.empty(channels, np.int64), np.empty(channels, np.int32)
     for n in range(first, last):
-        _unfold(images[n], geometry, line, patches)
+        _unfold(images[n], images_last, geometry, line, patches)
         for label in range(labels):
-            for channel in range(channels):
-                begin = ends[channel]
-                end = begin + places_above(bits[n, label, channel], np.uint32(0), places[begin:])
-                for i in range(begin, end):
-                    kept[i] = deltas[n, label, channel, places[i]]
-                ends[channel + 1] = end
+            if deltas_last:
+                _across(deltas[n, label], bits[n, label], kept, places, counts, found)
+            else:
+                _along(deltas[n, label], bits[n, label], kept, places, counts)
             # A strip of patches stays in the first cache for all channels.
             for column in range(0, inputs, _STRIP):
                 width = min(_STRIP, inputs - column)
@@ -82,7 +117,8 @@ def _weight_gradients(images, deltas, bits, geometry, out, starts, add, first, l
                     width, column = 16, inputs - 16
                 at = starts[n, label] + column
                 for channel in range(channels):
-                    begin, end = ends[channel], ends[channel + 1]
+                    begin = channel * size
+                    end = begin + counts[channel]
                     row = at + channel * inputs
                     if add:
                         add_sum_of_rows(out, row, width, patches, column, inputs, places, kept, begin, end)
@@ -98,13 +134,18 @@ def weight_gradients(images: Tensor, delta: Tensor, geometry: Geometry, out: Ten
     """
     rows = np.arange(out.shape[0])[:, None] * out.stride(0) + np.arange(out.shape[1])[None, :] * out.stride(1)
     extent = int(rows[-1, -1]) + out.shape[2]
-    flat, deltas = out.as_strided((extent,), (1,)).numpy(), delta.contiguous().numpy()
+    flat = out.as_strided((extent,), (1,)).numpy()
+    pixels, pixels_last = _either_way(images, images.permute(0, 2, 3, 1))
+    deltas, deltas_last = _either_way(delta, delta.transpose(2, 3))
+    bits = deltas.view(np.uint32)
     in_ranges(
         _weight_gradients,
         len(images),
-        images.contiguous().numpy(),
+        pixels,
+        pixels_last,
         deltas,
-        deltas.view(np.uint32),
+        bits,
+        deltas_last,
         geometry.numbers(),
         flat,
         rows,
@@ -113,31 +154,23 @@ def weight_gradients(images: Tensor, delta: Tensor, geometry: Geometry, out: Ten
 
 
 @compiled()
-def _by_place(delta, bits, kept, from_channel, counts, found):  # type: ignore[no-untyped-def]
-    """For each place what is not zero of delta (O, P) there: values and channels, O slots to a place."""
-    channels = len(delta)
-    counts[:] = 0
-    for channel in range(channels):
-        for i in range(places_above(bits[channel], np.uint32(0), found)):
-            place = found[i]
-            at = place * channels + counts[place]
-            kept[at] = delta[channel, place]
-            from_channel[at] = channel
-            counts[place] += 1
-
-
-@compiled()
-def _input_gradients(deltas, bits, weight, geometry, edge, out, first, last):  # type: ignore[no-untyped-def]
+def _input_gradients(deltas, bits, deltas_last, weight, geometry, edge, out, out_last, first, last):  # type: ignore[no-untyped-def]
     """What reaches the input (N, C, H, W), from deltas (N, O, P) and the weight laid out as (*kernel, O, C)."""
     high, wide, down, right, step_down, step_right, rows, columns = geometry
-    _, inputs, height, width = out.shape
-    _, channels, size = deltas.shape
+    channels, size = (deltas.shape[2], deltas.shape[1]) if deltas_last else (deltas.shape[1], deltas.shape[2])
+    if out_last:
+        height, width, inputs = out.shape[1:]
+    else:
+        inputs, height, width = out.shape[1:]
     reach = width + 2 * edge[1]
     padded = np.empty((height + 2 * edge[0]) * reach * inputs, np.float32)
     kept, from_channel = np.empty(channels * size + 1, np.float32), np.empty(channels * size + 1, np.int32)
     counts, found = np.empty(size, np.int64), np.empty(size, np.int32)
     for n in range(first, last):
-        _by_place(deltas[n], bits[n], kept, from_channel, counts, found)
+        if deltas_last:
+            _along(deltas[n], bits[n], kept, from_channel, counts)
+        else:
+            _across(deltas[n], bits[n], kept, from_channel, counts, found)
         padded[:] = np.float32(0)
         for i in range(high):
             for j in range(wide):
@@ -148,24 +181,44 @@ def _input_gradients(deltas, bits, weight, geometry, edge, out, first, last):  #
                         begin = (y * columns + x) * channels
                         end = begin + counts[y * columns + x]
                         add_sum_of_rows(padded, pixel, inputs, weight, tap, inputs, from_channel, kept, begin, end)
-        for channel in range(inputs):
-            for y in range(height):
-                at = ((y + edge[0]) * reach + edge[1]) * inputs + channel
-                for x in range(width):
-                    out[n, channel, y, x] = padded[at + x * inputs]
+        for y in range(height):
+            at = ((y + edge[0]) * reach + edge[1]) * inputs
+            if out_last:
+                out[n, y] = padded[at : at + width * inputs].reshape(width, inputs)
+            else:
+                for channel in range(inputs):
+                    for x in range(width):
+                        out[n, channel, y, x] = padded[at + x * inputs + channel]
 
 
 def input_gradients(delta: Tensor, weight: Tensor, geometry: Geometry, edge: tuple[int, int], out: Tensor) -> None:
     """Write what reaches a convolution's input (N, C, H, W), padded by `edge` zeros on both sides of its two axes.
 
     Args:
-        delta: what reaches the output, (N, O, P). weight: (O, C, *kernel).
+        delta: what reaches the output, (N, O, P). weight: (O, C, *kernel). out: contiguous, or its channels last.
     """
     by_place = weight.detach().permute(2, 3, 0, 1).contiguous().view(-1).numpy()
-    deltas = delta.contiguous().numpy()
+    deltas, deltas_last = _either_way(delta, delta.transpose(1, 2))
+    result, result_last = _either_way(out, out.permute(0, 2, 3, 1))
     in_ranges(
-        _input_gradients, len(out), deltas, deltas.view(np.uint32), by_place, geometry.numbers(), edge, out.numpy()
+        _input_gradients,
+        len(out),
+        deltas,
+        deltas.view(np.uint32),
+        deltas_last,
+        by_place,
+        geometry.numbers(),
+        edge,
+        result,
+        result_last,
     )
+
+
+def _either_way(tensor: Tensor, channels_last: Tensor) -> tuple[Any, bool]:
+    """The array whose numbers lie in order: that with its channels last, or the other, copied where neither is."""
+    if channels_last.is_contiguous() and not tensor.is_contiguous():
+        return channels_last.numpy(), True
+    return tensor.contiguous().numpy(), False
 
 
 def takes(*tensors: Tensor) -> bool:

@@ -199,17 +199,17 @@ class SparseBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, output: Tensor, layer: Any) -> Tensor:
-        ctx.layer, ctx.shape = layer, x.shape
+        ctx.layer, ctx.like = layer, x.detach()
         ctx.geometry = geometry(layer, x)
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, *deltas: Any) -> tuple[Tensor, None, None]:
-        layer, reached = ctx.layer, deltas[0].new_empty(ctx.shape)
+        layer, reached = ctx.layer, torch.empty_like(ctx.like)
         axes = len(layer.kernel_size)
         weight = layer.weight.detach().reshape(*layer.weight.shape[:2], *(1,) * (2 - axes), *layer.kernel_size)
         down, right = (0,) * (2 - axes) + (_symmetric_padding(layer) or ())
-        over_two = reached.view(*reached.shape[:2], *(1,) * (2 - axes), *reached.shape[2:])
+        over_two = reached.unsqueeze(2) if axes == 1 else reached
         _sparse.input_gradients(deltas[0].flatten(2), weight, ctx.geometry, (down, right), over_two)
         return reached, None, None
 

@@ -41,6 +41,8 @@ class Plan:
     """How many numbers the largest layer's patches have, for one image, where they are all made."""
     stateless: bool = False
     """Whether several threads may run the network at once: nothing of it changes when it runs."""
+    channels_last: bool = False
+    """Whether the network takes images whose channels lie together, which makes pooling ten times as fast on a CPU."""
     sparse: frozenset[str] = frozenset()
     """Layers whose output's gradient is mostly zero, which a contraction of its own makes use of."""
     forward_numbers: int = 0
@@ -82,6 +84,7 @@ def _verify(model: nn.Module, groups: Sequence[Sequence[str]], layers: Layers, x
         before = _state_of(model)
         _refuse_mixing(forward, x, together)
         unchanged = _state_of(model) == before
+        channels_last = x.device.type == "cpu" and _takes_channels_last(forward, x, together)
     trials = [_try(model, group, forward, layers, x, state) for group in groups]
     slow = tuple(name for trial in trials for name in trial.slow)
     vectorised = all(trial.vectorised for trial in trials)
@@ -100,6 +103,7 @@ def _verify(model: nn.Module, groups: Sequence[Sequence[str]], layers: Layers, x
         delta_numbers=trials[0].delta_numbers,
         patch_numbers=trials[0].patch_numbers,
         stateless=unchanged and not slow and x.device.type == "cpu" and not _is_compiled(model),
+        channels_last=channels_last,
         sparse=trials[0].sparse,
     )
 
@@ -155,6 +159,17 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.value is other.value and self.length == other.length
+
+
+def _takes_channels_last(forward: Callable[[Tensor], Tensor], x: Tensor, together: Tensor) -> bool:
+    """Whether the answers stay as they are; a network that uses `view` refuses."""
+    if x.dim() != 4:
+        return False
+    try:
+        answers = forward(x.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return torch.allclose(answers, together, rtol=1e-4, atol=1e-4 * float(together.abs().max()))
 
 
 def _is_compiled(model: nn.Module) -> bool:
