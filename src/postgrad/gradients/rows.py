@@ -11,7 +11,7 @@ from torch import Tensor
 from postgrad.gradients._threads import in_ranges
 from postgrad.gradients._vector import compiled, sum_of_rows
 
-_RANGE = 8192
+_RANGE = 2048
 """Coordinates whose share of a product one thread adds up; fixed, so that the sums do not depend on the threads."""
 _TILE = 512
 """Coordinates whose weights stay in a core's cache while all rows read them."""
