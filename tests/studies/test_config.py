@@ -52,6 +52,11 @@ def test_resume_is_not_written() -> None:
     assert "resume" not in ImproveConfig(resume=Path("runs/demo")).to_yaml()
 
 
+def test_command_does_not_say_where_bases_are_shared() -> None:
+    assert "bases" not in ImproveConfig(bases=Path("runs/bases"), base_targets=(0.5,)).command()
+    assert "targets" not in ImproveConfig(bases=Path("runs/bases"), base_targets=(0.5,)).command()
+
+
 def test_only_the_given_parts_of_the_preprocessing_are_flags() -> None:
     config = ImproveConfig.model_validate({"crop": 24, "mean": ".5,.5,.5", "std": ".25,.25,.25"})
     assert config.preprocess_flags() == {"crop": 24, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -81,6 +86,7 @@ def test_only_the_given_parts_of_the_preprocessing_are_flags() -> None:
         ({"controls": ["control-finetune"] * 2}, "each of them once"),
         ({"controls": ["control-same-price", "control-finetune"]}, "name these two as well"),
         ({"base_accuracy_on": "train"}, "base_accuracy_on: should be 'plain' or 'augmented', got 'train'"),
+        ({"base_targets": [0.5, 72]}, "base_targets.1: expected a fraction between 0 and 1"),
         ({"base_validate_every": 0}, "base_validate_every: should be greater than 0"),
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [1, 1]}, "each of them once"),

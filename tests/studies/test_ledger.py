@@ -237,7 +237,16 @@ def test_each_row_of_table_1_gets_a_first_run_before_any_gets_more() -> None:
     order = validated(Page, read_yaml(LEDGER), source="gradnet.yaml").order
     assert set(order[: len(TABLE_1)]) == set(TABLE_1)
     recipes = {name: ImproveConfig.load(ROOT / "recipes" / "ledger" / f"{name}.yaml") for name in order}
+    assert order[-1] == "gradnet-cifar10-full"
     assert {name for name in order if order.count(name) > 1} == {n for n, r in recipes.items() if len(r.seeds) > 1}
+
+
+def test_cifar10_rows_look_alike_so_that_their_bases_are_one_training() -> None:
+    recipes = [ImproveConfig.load(file) for file in (ROOT / "recipes" / "ledger").glob("gradnet-cifar10-*.yaml")]
+    ladder = [recipe for recipe in recipes if recipe.base_accuracy_on == "augmented"]
+    assert len(ladder) == 11
+    of_base = ("model", "data", "epochs", "base_validate_every", "whole_halves", "threads", "limit")
+    assert len({tuple(getattr(recipe, name) for name in of_base) for recipe in ladder}) == 1
 
 
 def test_make_knows_the_target() -> None:

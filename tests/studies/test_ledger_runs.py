@@ -24,6 +24,7 @@ from postgrad.files import locked
 from postgrad.reports.schema import read_results
 from postgrad.studies import ledger, ledger_runs
 from postgrad.studies.config import ImproveConfig
+from postgrad.studies.improve import improve
 from postgrad.studies.ledger_runs import first_part, improve_process, is_done, is_finished, run_rows
 
 FEATURES = ["control-finetune", "control-features"]
@@ -82,6 +83,40 @@ def test_row_named_twice_gets_its_first_part_first_and_the_rest_at_the_end(
     for arm, probabilities in at_once.items():
         np.testing.assert_array_equal(grown[arm], probabilities, err_msg=arm)
     assert not np.array_equal(grown["gradnet"], grown["seed-0/gradnet"]), "two seeds would not be told apart"
+
+
+LADDER = {"model": "seed-cnn", "limit": 400, "epochs": 10, "base_validate_every": 2}
+
+
+def test_rows_share_the_training_of_their_base(
+    tmp_path: Path, recipes, few_steps: dict[str, int], here: list[list[str]], predictions
+) -> None:
+    """Also with a row that runs later, and was only a recipe in the same folder when the base was trained."""
+    rows = {name: {**LADDER, "base_accuracy": accuracy} for name, accuracy in (("low", 0.4), ("high", 0.85))}
+    folder = recipes(**rows, other={**LADDER, "base_accuracy": 0.4, "seeds": [1]})
+    for name in ("high", "low", "other"):
+        assert run_rows([name], recipes=folder, runs=tmp_path / "runs", after_row=lambda _: None) == []
+    trainings = list((tmp_path / "runs" / "bases").glob("*/training"))
+    assert len(trainings) == 2, "one for each seed"
+    alone = improve(ImproveConfig.load(folder / "low.yaml").model_copy(update={"out": tmp_path / "alone"}))
+    ours, theirs = predictions(tmp_path / "runs" / "low"), predictions(alone)
+    for arm, probabilities in theirs.items():
+        np.testing.assert_array_equal(ours[arm], probabilities, err_msg=arm)
+    arm = read_results(tmp_path / "runs" / "low" / "results.json").arm("base")
+    assert (arm.description or "").endswith("rows of one base share its training")
+    price = {
+        name: read_results(tmp_path / "runs" / name / "results.json").arm("base").cost.train_cpu_seconds
+        for name in ("low", "high")
+    }
+    assert 0 < (price["low"] or 0) < (price["high"] or 0)
+
+
+def test_copy_of_the_raw_results_does_not_say_where_bases_lie(tmp_path: Path, recipes, here: list[list[str]]) -> None:
+    run_rows(["row"], recipes=recipes(row={}), runs=tmp_path / "runs", after_row=lambda _: None)
+    assert ImproveConfig.load(tmp_path / "runs" / "row" / "config.yaml").bases == tmp_path / "runs" / "bases"
+    ledger.keep_raw(tmp_path / "runs" / "row", tmp_path / "raw")
+    assert "bases" not in (tmp_path / "raw" / "config.yaml").read_text()
+    assert str(tmp_path) not in (tmp_path / "raw" / "config.yaml").read_text()
 
 
 def test_finished_rows_are_left_alone(tmp_path: Path, recipes, here: list[list[str]]) -> None:
@@ -145,7 +180,7 @@ def test_run_killed_before_its_settings_were_written_begins_anew(
     (run / ".config.yaml.12.tmp").touch()
     assert run_rows(["row"], recipes=folder, runs=tmp_path / "runs", after_row=lambda _: None) == []
     assert is_finished(run)
-    assert sorted(path.name for path in run.parent.iterdir()) == ["row"]
+    assert sorted(path.name for path in run.parent.iterdir()) == ["bases", "recipes", "row"]
 
 
 def test_folder_that_is_no_run_is_not_touched(tmp_path: Path, recipes, here, capsys) -> None:
@@ -305,6 +340,32 @@ def test_killed_inside_and_between_rows_the_table_ends_as_if_it_had_not_been(
         kept = [json.loads((of.parent / "raw" / name / "results.json").read_text()) for of in (page, other_page)]
         assert kept[0]["verdicts"] == kept[1]["verdicts"]
     assert not list(runs.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_killed_in_a_shared_base_the_rows_end_as_if_it_had_not_been(
+    tmp_path: Path, recipes, predictions, start: Start, here: list[list[str]]
+) -> None:
+    ladder = {**LADDER, "epochs": 300, "base_validate_every": 1000}
+    folder = recipes(low={**ladder, "base_accuracy": 0.4}, high=ladder)
+    page, runs = write_page(tmp_path / "disturbed", ["low", "high"]), tmp_path / "runs"
+
+    def step() -> int:
+        return max([step_of(training) for training in runs.glob("bases/*/training")], default=0)
+
+    for moment in (0, 300):
+        process = start(page, runs, folder, often=True)
+        wait_until(lambda moment=moment: step() > moment, process)  # type: ignore[misc]
+        kill_all(process)
+    last = start(page, runs, folder, often=False)
+    _, err = last.communicate(timeout=PATIENCE_SECONDS)
+    assert last.returncode == 0, err
+    assert len(list(runs.glob("bases/*/training"))) == 1
+    for name in ("low", "high"):
+        alone = improve(ImproveConfig.load(folder / f"{name}.yaml").model_copy(update={"out": tmp_path / name}))
+        ours, theirs = predictions(runs / name), predictions(alone)
+        for arm, probabilities in theirs.items():
+            np.testing.assert_array_equal(ours[arm], probabilities, err_msg=f"{name}/{arm}")
 
 
 @pytest.mark.slow

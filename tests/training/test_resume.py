@@ -322,3 +322,29 @@ def test_a_checkpoint_cannot_run_code(problem, tmp_path):
     with pytest.raises(UserError, match="not a checkpoint"):
         problem.train(Recipe(steps=2), directory=tmp_path, resume=True)
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_training_that_rests_after_a_look_goes_on_to_the_same_bits(problem, same_bits, tmp_path):
+    recipe = Recipe(
+        steps=17, batch_size=16, lr=0.05, optimizer_options={"momentum": 0.9}, validate_every=3, keep="best"
+    )
+    looks, undisturbed = [], problem.model()
+
+    def look(history):
+        looks.append((history.steps, len(history.rows), undisturbed[0].weight.detach().clone()))
+        return False
+
+    _, expected = problem.train(recipe, model=undisturbed, after_look=look)
+    assert [look[:2] for look in looks] == [(3, 1), (6, 2), (9, 3), (12, 4), (15, 5), (17, 6)]
+    for step in (6, 12):
+        model, rested = problem.train(
+            recipe, directory=tmp_path, resume=True, after_look=lambda history, step=step: history.steps == step
+        )
+        assert (rested.steps, len(rested.rows)) == (step, step // 3)
+        assert not model.training
+        assert torch.equal(model[0].weight, looks[step // 3 - 1][2]), "the last weights, not the best"
+    model, history = problem.train(recipe, directory=tmp_path, resume=True, after_look=lambda _: True)
+    assert history.steps == 15
+    model, history = problem.train(recipe, directory=tmp_path, resume=True)
+    assert same_bits(model, undisturbed)
+    assert (history.steps, history.best_step) == (expected.steps, expected.best_step)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,10 +31,14 @@ from postgrad.files import write_atomic
 from postgrad.methods.registry import check_options, get_method
 from postgrad.models.network import NetworkClassifier
 from postgrad.models.registry import create_model
+from postgrad.models.source import source_of
+from postgrad.studies.bases import SharedTraining, folder_of, shared_recipe
 from postgrad.studies.config import MethodConfig
 from postgrad.studies.memory import peak_memory
 from postgrad.studies.run import ArmRecord, Run, write_arrays
-from postgrad.training import Recipe, train
+from postgrad.training import History, Recipe, train
+from postgrad.training.log import learning_curve
+from postgrad.training.state import copy_of_weights
 
 TIMED_IMAGES = 100
 AUGMENTED_IMAGES = 3000
@@ -161,45 +166,136 @@ def _setting(seed_run: SeedRun, base: nn.Module, directory: Path, **of_method: A
     )
 
 
+@dataclass(frozen=True)
+class SharedBase(Fitted):
+    """A base whose training other rows share: what it took up to this row's stop, whichever row did it."""
+
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+
+
 def _fit_base(seed_run: SeedRun, directory: Path) -> Fitted:
     """Train the base on the first half, up to `base_accuracy` on its validation part; or take the user's own."""
-    run, config = seed_run.run, seed_run.run.config
     if seed_run.own is not None:
         return Fitted(seed_run.own, 0.0, "the network as given")
+    if seed_run.run.config.bases is None:
+        return _base_alone(seed_run, directory)
+    shared = _shared_base(seed_run, seed_run.run.config.bases, directory)
+    if shared is not None:
+        return shared
+    alone = _base_alone(seed_run, directory)
+    return replace(alone, description=f"{alone.description}; trained alone, since the shared training was past it")
+
+
+def _base_alone(seed_run: SeedRun, directory: Path) -> Fitted:
     model = seed_run.fresh()
+    history = _train_base(seed_run, model, _recipe_of(seed_run), directory / "training")
+    return Fitted(model, history.cpu_seconds, _how_it_ended(seed_run, history))
+
+
+def _shared_base(seed_run: SeedRun, bases: Path, directory: Path) -> SharedBase | None:
+    """The base of a training that other rows share; None where that went past its accuracy and kept no weights."""
+    run, model, n = seed_run.run, seed_run.fresh(), len(seed_run.run.halves.base_train)
+    recipe = shared_recipe(_recipe_of(seed_run), n)
+    stop = SharedTraining(
+        folder=folder_of(bases, _same_training(seed_run, model, recipe)),
+        model=model,
+        fit=lambda recipe, place, after_look: _train_base(seed_run, model, recipe, place, after_look),
+        recipe=recipe,
+        n=n,
+        targets=run.config.base_targets,
+    ).reach(run.config.base_accuracy)
+    if stop is None:
+        return None
+    with learning_curve(directory / "training", []) as write_row:
+        for row in stop.history.rows:
+            write_row(row)
+    return SharedBase(
+        model,
+        stop.history.cpu_seconds,
+        f"{_how_it_ended(seed_run, stop.history)}; rows of one base share its training",
+        seconds=stop.history.wall_seconds,
+        peak_memory_mb=stop.peak_memory_mb,
+    )
+
+
+def _same_training(seed_run: SeedRun, model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """All that the bits of a base's training and its looks hang on; `model` is not trained yet."""
+    run, source = seed_run.run, source_of(model)
+    images = torch.cat([run.halves.base_train, run.halves.base_validation])
+    return {
+        "data": run.dataset.fingerprint,
+        "images": _digest(images=images),
+        "preprocess": run.preprocess.model_dump(mode="json"),
+        "augmentation": run.augmentation.model_dump(mode="json"),
+        "network": source and source.model_dump(mode="json"),
+        "first_weights": _digest(**copy_of_weights(model)),
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": seed_run.seed,
+        "looks_at": run.config.base_accuracy_on,
+        "device": str(run.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _digest(**tensors: Tensor) -> str:
+    from safetensors.torch import save
+
+    return hashlib.sha256(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})).hexdigest()
+
+
+def _recipe_of(seed_run: SeedRun) -> Recipe:
+    config = seed_run.run.config
+    return base_recipe(
+        config.model,
+        config.epochs,
+        config.base_accuracy,
+        small=seed_run.run.dataset.shape[-1] < 24,
+        validate_every=config.base_validate_every,
+    )
+
+
+def _train_base(
+    seed_run: SeedRun,
+    model: nn.Module,
+    recipe: Recipe,
+    directory: Path,
+    after_look: Callable[[History], bool] | None = None,
+) -> History:
+    run, setting = seed_run.run, _setting(seed_run, model, directory)
     assert run.dataset.train is not None
     images = run.dataset.train.subset(run.halves.base_train)
-    setting = _setting(seed_run, model, directory)
-    history = train(
+    return train(
         model,
         n=len(images),
         make_batch=lambda indices, generator: setting.training_batch(images, indices, generator),
         loss=lambda network, batch: torch.nn.functional.cross_entropy(network(batch[0]), batch[1]),
-        recipe=base_recipe(
-            config.model,
-            config.epochs,
-            config.base_accuracy,
-            small=run.dataset.shape[-1] < 24,
-            validate_every=config.base_validate_every,
-        ),
+        recipe=recipe,
         seed=seed_run.seed,
         validate=_base_validator(seed_run, setting, run.dataset.train.subset(run.halves.base_validation)),
-        directory=directory / "training",
+        directory=directory,
         resume=True,
         label="base",
+        after_look=after_look,
     )
+
+
+def _how_it_ended(seed_run: SeedRun, history: History) -> str:
+    """The history of a base in words; one that never reached its accuracy is also warned of."""
+    run, config = seed_run.run, seed_run.run.config
     if config.base_accuracy is None:
-        return Fitted(model, history.cpu_seconds, f"{history.steps} steps")
+        return f"{history.steps} steps"
     assert history.best_metrics is not None
     reached = f"{history.best_metrics['accuracy']:.4f}"
     kind = "augmented validation accuracy" if config.base_accuracy_on == "augmented" else "validation accuracy"
     if history.reached_target:
-        return Fitted(model, history.cpu_seconds, f"stopped at {kind} {reached} after {history.steps} steps")
+        return f"stopped at {kind} {reached} after {history.steps} steps"
     run.warn(
         f"seed {seed_run.seed}: the base never reached the {kind} {config.base_accuracy:g}; "
         f"its best, {reached}, is used"
     )
-    return Fitted(model, history.cpu_seconds, f"best {kind} {reached}, at step {history.best_step} of {history.steps}")
+    return f"best {kind} {reached}, at step {history.best_step} of {history.steps}"
 
 
 def _base_validator(seed_run: SeedRun, setting: Setting, images: Images) -> Callable[[nn.Module], dict[str, float]]:
@@ -315,7 +411,9 @@ def _arm(
     began, warned = perf_counter(), len(run.warnings)
     with peak_memory() as peak:
         fitted = fit(directory)
-    seconds = perf_counter() - began
+    seconds, megabytes = perf_counter() - began, peak.megabytes
+    if isinstance(fitted, SharedBase):  # its training may have been another row's work
+        seconds, megabytes = fitted.seconds, fitted.peak_memory_mb
     classifier = seed_run.classifier(fitted.model)
     classifier.save(directory)
     record = ArmRecord(
@@ -326,7 +424,7 @@ def _arm(
         cpu_seconds=fitted.cpu_seconds,
         total_cpu_seconds=fitted.cpu_seconds + stands_on,
         seconds=seconds,
-        peak_memory_mb=peak.megabytes,
+        peak_memory_mb=megabytes,
         validation_accuracy=_score(seed_run, classifier, directory),
         cost=measure_cost(classifier, _test(run).images[:TIMED_IMAGES]),
         steps={key: count for key, count in run.steps.items() if key.startswith(f"seed{seed_run.seed}/{name}/")},

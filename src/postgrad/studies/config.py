@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from postgrad.errors import unknown_name
 from postgrad.files import write_atomic
@@ -39,6 +48,13 @@ def _names(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _fraction(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"expected a fraction between 0 and 1 (72 % is 0.72), got {value:g}")
+    return value
+
+
+Fraction = Annotated[float, AfterValidator(_fraction)]
 UserPath = Annotated[Path, BeforeValidator(_expand)]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
@@ -147,6 +163,10 @@ class TrainConfig(RunConfig):
     training: dict[str, Any] = {}
 
 
+_BASE_SETTINGS = ("base_accuracy_on", "base_validate_every", "bases", "base_targets")
+"""How a base is trained, as far as only a recipe can say it."""
+
+
 class ImproveConfig(RunConfig):
     """What `postgrad improve` is told.
 
@@ -164,6 +184,10 @@ class ImproveConfig(RunConfig):
     test images. `base_validate_every` is the number of steps between two looks (default: 50 with a `base_accuracy`,
     else an epoch).
 
+    `bases` is a folder in which runs share the training of a base: those whose bases differ only in where they stop
+    train it once, and each goes on where the one before it rested. `base_targets` are the accuracies at which the
+    others stop; the weights there are kept on the way. The runs of a ledger get both from what makes them.
+
     `steps` holds the step counts that time budgets became in an earlier run, under keys such as
     `seed0/control-finetune/final`, so that a rerun from its `config.yaml` repeats it.
     """
@@ -172,9 +196,11 @@ class ImproveConfig(RunConfig):
     methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = (MethodConfig(name="gradnet"),)
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     budget: str | None = None
-    base_accuracy: float | None = None
+    base_accuracy: Fraction | None = None
     base_accuracy_on: Literal["plain", "augmented"] = "plain"
     base_validate_every: PositiveInt | None = None
+    bases: UserPath | None = None
+    base_targets: tuple[Fraction, ...] = ()
     controls: Annotated[tuple[str, ...], BeforeValidator(_names)] = CONTROLS
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     whole_halves: bool = False
@@ -186,7 +212,7 @@ class ImproveConfig(RunConfig):
         >>> ImproveConfig(data="cifar10", base_accuracy=0.72, data_dir="/big/data").command()
         'postgrad improve --data cifar10 --data-dir data --base-accuracy 0.72'
         """
-        left_out = {"resume", "steps", "threads", "whole_halves", "base_accuracy_on", "base_validate_every"}
+        left_out = {"resume", "steps", "threads", "whole_halves", *_BASE_SETTINGS}
         given = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
         fields = type(self).model_fields
         flags = [_flag(name, value) for name, value in given.items() if value != fields[name].default]
@@ -198,13 +224,6 @@ class ImproveConfig(RunConfig):
         if text is not None and not re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[smh]", text):
             raise ValueError(f"expected a time such as 90s, 10m or 1.5h, got '{text}'")
         return text
-
-    @field_validator("base_accuracy")
-    @classmethod
-    def _fraction(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"expected a fraction between 0 and 1 (72 % is 0.72), got {value:g}")
-        return value
 
     @field_validator("controls")
     @classmethod

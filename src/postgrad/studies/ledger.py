@@ -34,9 +34,8 @@ from postgrad.validation import read_yaml, validated
 KEPT = ("environment.json", "metrics.csv", "events.jsonl", "results.json")
 """Copied in this order: where results.json lies, all of it does."""
 
-PATHS = ("data_dir", "weights", "out")
-"""Settings that hold paths of one machine; they are left out of the copy of config.yaml."""
-
+OF_ONE_MACHINE = ("data_dir", "weights", "out", "bases", "base_targets")
+"""Settings that hold paths of one machine, or belong to what lies there; the copy of config.yaml leaves them out."""
 
 VERDICTS = {"better": "better than", "no difference": "no different from", "worse": "worse than"}
 
@@ -108,7 +107,7 @@ class Page(BaseModel):
 
 def keep_raw(run: Path, raw: Path) -> None:
     """Copy what a figure rests on: results, settings without paths, curves, events, and every arm's predictions."""
-    settings = {key: value for key, value in read_yaml(run / "config.yaml").items() if key not in PATHS}
+    settings = {key: value for key, value in read_yaml(run / "config.yaml").items() if key not in OF_ONE_MACHINE}
     write_atomic(raw / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     predicted: dict[str, Any] = {}
     records = []

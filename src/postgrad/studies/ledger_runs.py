@@ -15,7 +15,7 @@ from postgrad.reports.schema import read_results
 from postgrad.studies.config import ImproveConfig
 from postgrad.studies.run import EVENTS
 
-OF_ONE_CALL = {"out", "resume", "steps", "data_dir", "weights", "threads"}
+OF_ONE_CALL = {"out", "resume", "steps", "data_dir", "weights", "threads", "bases", "base_targets"}
 """Settings that are filled in, or that each machine has its own of."""
 
 GROWING = {"seeds", "controls"}
@@ -43,8 +43,10 @@ def run_rows(
     control of its recipe, and the last time for the rest. What is finished there is left alone, what was interrupted
     goes on, and a row that fails does not keep the next from beginning. `after_row` is called with each name whose run
     is finished. Rows whose raw results in `kept/NAME` hold all that is wanted are passed over.
+
+    Rows whose bases differ only in where they stop share one training of it, in `runs/bases`.
     """
-    recipe_of = {name: ImproveConfig.load(recipes / f"{name}.yaml") for name in names}
+    recipe_of = {name: _sharing_bases(ImproveConfig.load(recipes / f"{name}.yaml"), recipes, runs) for name in names}
     unfinished: dict[str, None] = {}
     for position, name in enumerate(names):
         wanted = recipe_of[name] if name not in names[position + 1 :] else first_part(recipe_of[name])
@@ -70,6 +72,17 @@ def run_rows(
 def first_part(recipe: ImproveConfig) -> ImproveConfig:
     """The first seed of a recipe, with its first control."""
     return recipe.model_copy(update={"seeds": recipe.seeds[:1], "controls": recipe.controls[:1]})
+
+
+def _sharing_bases(recipe: ImproveConfig, recipes: Path, runs: Path) -> ImproveConfig:
+    """A recipe that shares its base with the others of its folder, which may be run later.
+
+    That they have the same data and model is enough here: a target too many costs one file of weights.
+    """
+    others = [ImproveConfig.load(file) for file in sorted(recipes.glob("*.yaml"))]
+    stops = {other.base_accuracy for other in others if (other.data, other.model) == (recipe.data, recipe.model)}
+    targets = tuple(sorted(stop for stop in stops if stop is not None))
+    return recipe.model_copy(update={"bases": runs / "bases", "base_targets": targets})
 
 
 def is_done(directory: Path, wanted: ImproveConfig) -> bool:
@@ -103,8 +116,9 @@ def _run_row(directory: Path, recipe: Path, wanted: ImproveConfig, threads: int 
         words = ["--resume", str(directory)]
     else:
         _clear(directory)
-        words = ["--recipe", str(recipe), "--out", str(directory), "--controls", ",".join(wanted.controls)]
-        words += ["--seed", str(wanted.seeds[0])] if len(wanted.seeds) == 1 else []
+        settings = directory.parent / "recipes" / recipe.name
+        wanted.save(settings)
+        words = ["--recipe", str(settings), "--out", str(directory)]
         words += ["--threads", str(threads)] if threads is not None else []
     code = improve_process(words)
     if code:
@@ -118,7 +132,8 @@ def _extend(directory: Path, wanted: ImproveConfig, recipe: Path) -> None:
     with locked(directory):
         config = ImproveConfig.load(directory / "config.yaml")
         more = {name: list(dict.fromkeys([*getattr(config, name), *getattr(wanted, name)])) for name in GROWING}
-        ImproveConfig.model_validate(config.model_dump() | more).save(directory / "config.yaml")
+        shared = {"bases": wanted.bases, "base_targets": wanted.base_targets}
+        ImproveConfig.model_validate(config.model_dump() | more | shared).save(directory / "config.yaml")
 
 
 def _clear(directory: Path) -> None:

@@ -45,6 +45,7 @@ def train(
     fabric: Fabric | None = None,
     label: str = "training",
     after_step: Callable[[], None] | None = None,
+    after_look: Callable[[History], bool] | None = None,
 ) -> History:
     """Train `model` in place.
 
@@ -64,7 +65,9 @@ def train(
     With a `directory` the learning curve and a checkpoint (every half minute, at the end, and on Ctrl-C) are kept
     there; `resume` goes on from that checkpoint, to the same bits as without the interruption, and returns at once if
     the training was over. `fabric` defaults to one process on the device that the model is on. `after_step` is called
-    when a step has changed the weights. The model is left in evaluation mode.
+    when a step has changed the weights. `after_look` is called after each validation, with the history up to it and the
+    model as it is then; where it says True (in every process) the training rests there, and `resume` goes on. The model
+    is left in evaluation mode.
 
     A loss that is not finite, settings that are not those of the checkpoint, and a full disk are `UserError`s.
     """
@@ -125,9 +128,10 @@ def train(
             training.start(planned_steps(recipe, n, fabric, training, lambda step: update(*draw(step)), measure))
             save()
         now = training.position
+        rests = False
         save_due = time.monotonic() + SAVE_EVERY_SECONDS
         with progress(label, now.total, start=now.step) if main else contextlib.nullcontext(_say_nothing) as advance:
-            while now.step < now.total and not now.reached_target:
+            while now.step < now.total and not now.reached_target and not rests:
                 lr = float(optimizer.param_groups[0]["lr"])
                 try:
                     batch = draw(now.step)
@@ -142,14 +146,16 @@ def train(
                     after_step()
                 if now.step % every == 0 or now.step == now.total:
                     write_row(training.add_row(measure(), lr))
+                    rests = after_look is not None and after_look(training.history(fabric))
                 advance(note=f"loss {value:.3g}")
                 if stop or time.monotonic() > save_due:
                     save()
                     save_due = time.monotonic() + SAVE_EVERY_SECONDS
                 if stop:
                     raise KeyboardInterrupt
-        history = training.finish(fabric)
-        save(history)
+        over = now.step == now.total or now.reached_target
+        history = training.finish(fabric) if over else training.history(fabric)
+        save(history if over else None)
     fabric.barrier()
     model.eval()
     return history

@@ -101,9 +101,13 @@ class Training:
 
     def finish(self, fabric: Fabric) -> History:
         """Load the best weights where they are wanted, and sum up."""
-        now, recipe = self.position, self.recipe
-        if self.best_weights is not None and not now.reached_target:
+        if self.best_weights is not None and not self.position.reached_target:
             load_weights(self.model, self.best_weights)
+        return self.history(fabric)
+
+    def history(self, fabric: Fabric) -> History:
+        """What the training was so far."""
+        now, recipe = self.position, self.recipe
         cpu_seconds = self.watch.cpu_seconds
         if fabric.world_size > 1:
             of_each = fabric.all_gather(torch.tensor(cpu_seconds, dtype=torch.float64, device=fabric.device))
@@ -113,7 +117,7 @@ class Training:
             epochs=now.step / recipe.steps_per_epoch(self.n),
             cpu_seconds=cpu_seconds,
             wall_seconds=self.watch.wall_seconds,
-            rows=now.rows,
+            rows=list(now.rows),
             reached_target=None if recipe.stop_accuracy is None else now.reached_target,
             best_step=now.best_step,
             best_metrics=now.best_metrics,
