@@ -346,14 +346,14 @@ def test_killed_inside_and_between_rows_the_table_ends_as_if_it_had_not_been(
 def test_killed_in_a_shared_base_the_rows_end_as_if_it_had_not_been(
     tmp_path: Path, recipes, predictions, start: Start, here: list[list[str]]
 ) -> None:
-    ladder = {**LADDER, "epochs": 300, "base_validate_every": 1000}
+    ladder = {**LADDER, "epochs": 100, "base_validate_every": 100}
     folder = recipes(low={**ladder, "base_accuracy": 0.4}, high=ladder)
     page, runs = write_page(tmp_path / "disturbed", ["low", "high"]), tmp_path / "runs"
 
     def step() -> int:
         return max([step_of(training) for training in runs.glob("bases/*/training")], default=0)
 
-    for moment in (0, 300):
+    for moment in (0, 100):
         process = start(page, runs, folder, often=True)
         wait_until(lambda moment=moment: step() > moment, process)  # type: ignore[misc]
         kill_all(process)
