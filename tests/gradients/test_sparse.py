@@ -219,3 +219,16 @@ def test_channels_last_gives_the_same_gradients() -> None:
     object.__setattr__(engine._plan, "channels_last", False)
     for name, rows in engine.gradients(x, labels):
         assert torch.allclose(rows, together[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 3, 2), (0, 2, 3, 1), (0, 3, 2, 1)])
+def test_an_input_that_lies_in_another_order(order: tuple[int, ...]) -> None:
+    """What reaches a convolution's input is written in place, so it must not be written to a copy."""
+    torch.manual_seed(0)
+    stored = torch.randn(2, 4, 4, 4)
+    x = stored.permute(order).requires_grad_()
+    layer = nn.Conv2d(4, 3, 3, padding=1)
+    delta = deltas_with_zeros(tuple(layer(x).shape), 0.3)
+    (found,) = torch.autograd.grad(contract.SparseBackward.apply(x, layer(x), layer), x, delta)
+    (expected,) = torch.autograd.grad(layer(x), x, delta)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)

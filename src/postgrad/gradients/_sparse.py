@@ -200,6 +200,7 @@ def input_gradients(delta: Tensor, weight: Tensor, geometry: Geometry, edge: tup
     by_place = weight.detach().permute(2, 3, 0, 1).contiguous().view(-1).numpy()
     deltas, deltas_last = _either_way(delta, delta.transpose(1, 2))
     result, result_last = _either_way(out, out.permute(0, 2, 3, 1))
+    assert result.ctypes.data == out.data_ptr(), "the gradient would be written to a copy"
     in_ranges(
         _input_gradients,
         len(out),

@@ -199,13 +199,16 @@ class SparseBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, output: Tensor, layer: Any) -> Tensor:
-        ctx.layer, ctx.like = layer, x.detach()
+        ctx.layer, ctx.shape = layer, x.shape
+        together = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        ctx.layout = torch.channels_last if together else torch.contiguous_format
         ctx.geometry = geometry(layer, x)
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, *deltas: Any) -> tuple[Tensor, None, None]:
-        layer, reached = ctx.layer, torch.empty_like(ctx.like)
+        layer = ctx.layer
+        reached = torch.empty(ctx.shape, dtype=deltas[0].dtype, memory_format=ctx.layout)
         axes = len(layer.kernel_size)
         weight = layer.weight.detach().reshape(*layer.weight.shape[:2], *(1,) * (2 - axes), *layer.kernel_size)
         down, right = (0,) * (2 - axes) + (_symmetric_padding(layer) or ())
