@@ -163,3 +163,24 @@ def test_members_that_lie_are_refused(tmp_path: Path, member: bytes) -> None:
         read_array(tmp_path / "data.npz", "x")
     with pytest.raises(UserError, match="has no array y; it has x"):
         read_array(tmp_path / "data.npz", "y")
+
+
+def test_an_encrypted_archive_is_named_as_such(tmp_path: Path, rng: np.random.Generator) -> None:
+    np.savez(tmp_path / "secret.npz", **arrays(rng))
+    content = bytearray((tmp_path / "secret.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the first entry's flags in the archive's directory
+    (tmp_path / "secret.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"secret\.npz is encrypted"):
+        read_npz(tmp_path / "secret.npz", budget=1 << 30)
+
+
+def test_a_mistake_in_the_reader_is_not_called_a_damaged_file(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    np.savez(tmp_path / "good.npz", **arrays(rng))
+    monkeypatch.setattr("postgrad.data.npz._header", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        read_npz(tmp_path / "good.npz", budget=1 << 30)

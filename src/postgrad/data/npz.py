@@ -18,6 +18,8 @@ from postgrad.data.cache import key_of, resident_or_mapped
 from postgrad.data.containers import Found, Images
 from postgrad.errors import UserError
 
+_ENCRYPTED = 1
+"""The bit of an entry of an archive that says that a password is needed."""
 _PIECE = 1 << 24
 
 
@@ -88,8 +90,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise UserError(f"{path}: no such file; check the path")
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.flag_bits & _ENCRYPTED for entry in archive.infolist()):
+                raise UserError(f"{path} is encrypted; write it again with numpy.savez")
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise UserError(f"{path} is damaged or no .npz file ({error}); write it again with numpy.savez") from error
 
 
