@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from postgrad.cli.console import prepared, print_json, say, table
+from postgrad.cli.console import prepared, print_json, table
 from postgrad.cli.options import (
     DataOptions,
     Folder,
@@ -113,6 +113,7 @@ def parse_share(text: str) -> float:
 
 
 def _edges(options: Options, choice: Choice) -> tuple[dict[str, Any], str]:
+    from postgrad.cli.labelled import labels_as_counted
     from postgrad.methods.edges import MASKS_FILE, edge_importance, save_masks, top_edges
     from postgrad.models.factories import portable_name
     from postgrad.models.source import source_of
@@ -122,7 +123,10 @@ def _edges(options: Options, choice: Choice) -> tuple[dict[str, Any], str]:
     classifier, dataset = _network_and_data(options)
     network, preprocess = classifier.model, classifier.preprocess
     images = dataset.train.images
-    labels = _labels(dataset, classifier.class_names) if choice.labels == "true" else choice.labels
+    labels: Any = choice.labels
+    if labels == "true":
+        hint = ", or rank with --labels predicted"
+        labels = labels_as_counted(dataset.train.labels, dataset, classifier.class_names, otherwise=hint)
     importance = edge_importance(network, images, labels, preprocess=preprocess, memory=options.data.memory or "2GB")
     masks = top_edges(importance, top=choice.top, scope=choice.scope)  # type: ignore[arg-type]
     source = source_of(network)
@@ -177,32 +181,12 @@ def _network_and_data(options: Options) -> tuple[Any, Any]:
 
 
 def _dataset(options: Options, size: int | None) -> Any:
-    from postgrad.data.datasets import load_dataset
+    from postgrad.cli.labelled import loaded
 
-    data = options.data
-    dataset = load_dataset(
-        str(data.data), data_dir=data.data_dir, limit=data.limit, size=size, memory=data.memory or "8GB"
-    )
-    for note in dataset.notes:
-        say(f"note: {note}")
+    dataset = loaded(options.data, size=size)
     if dataset.train is None:
-        raise UserError(f"{data.data} has no training images to rank edges on; test images must not choose any")
+        raise UserError(f"{options.data.data} has no training images to rank edges on; test images must not choose any")
     return dataset
-
-
-def _labels(dataset: Any, class_names: tuple[str, ...]) -> Any:
-    """The training labels as the network counts its classes."""
-    import torch
-
-    ours = list(dataset.class_names)
-    if len(ours) != len(class_names):
-        raise UserError(
-            f"the network knows {len(class_names)} classes, {dataset.name} has {len(ours)}; they must agree, or rank "
-            "with --labels predicted"
-        )
-    if set(ours) != set(class_names):
-        return dataset.train.labels
-    return torch.tensor([class_names.index(name) for name in ours])[dataset.train.labels]
 
 
 def _layer(name: str, importance: Any, mask: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +48,7 @@ def run(options: Options) -> int:
 
 def _score(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     from postgrad.cli.classifiers import is_saved, named_classifier, saved_classifier
+    from postgrad.cli.labelled import labels_as_counted
     from postgrad.evaluation.scorecard import measure_cost, scorecard
 
     model = str(options.model.model)
@@ -60,40 +60,16 @@ def _score(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         dataset = _dataset(options, size=flags.get("size"))
         classifier = named_classifier(model, options.model, flags, device, dataset)
-    labels = _labels_as_the_classifier_counts(dataset, classifier.class_names)
+    labels = labels_as_counted(dataset.test.labels, dataset, classifier.class_names)
     metrics = scorecard(classifier.predict_proba(dataset.test.images), labels)
     say(f"{len(dataset.test)} test images of {dataset.name}")
     return metrics, measure_cost(classifier, dataset.test.images[:_TIMED_IMAGES])
 
 
 def _dataset(options: Options, *, size: int | None) -> Any:
-    from postgrad.data.datasets import load_dataset
+    from postgrad.cli.labelled import loaded
 
-    data = options.data
-    dataset = load_dataset(
-        str(data.data), data_dir=data.data_dir, limit=data.limit, size=size, memory=data.memory or "8GB"
-    )
-    for note in dataset.notes:
-        say(f"note: {note}")
+    dataset = loaded(options.data, size=size)
     if dataset.test is None:
-        raise UserError(f"{data.data} has no test images to score on; add some, or name another data set")
+        raise UserError(f"{options.data.data} has no test images to score on; add some, or name another data set")
     return dataset
-
-
-def _labels_as_the_classifier_counts(dataset: Any, class_names: Sequence[str]) -> Any:
-    """The test labels, counted in the classifier's order of classes where it has the same classes in another order."""
-    theirs, ours = list(class_names), list(dataset.class_names)
-    if len(theirs) != len(ours):
-        raise UserError(f"the classifier knows {len(theirs)} classes, {dataset.name} has {len(ours)}; they must agree")
-    if theirs == ours:
-        return dataset.test.labels
-    if sorted(theirs) == sorted(ours):
-        import torch
-
-        return torch.tensor([theirs.index(name) for name in ours])[dataset.test.labels]
-    say(f"note: the classifier calls its classes {_few(theirs)}, {dataset.name} {_few(ours)}; matched by number")
-    return dataset.test.labels
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

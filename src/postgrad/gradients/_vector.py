@@ -23,7 +23,7 @@ def _sum_of_rows(width: int) -> Any:
 
     i runs from `first` to `last`; all arrays are flat and contiguous, `out`, `matrix` and `values` float32. A loop over
     numba arrays reads and writes its sums in memory for each row that is added; this one keeps them in registers, which
-    makes it two to three times as fast. LLVM splits the vectors where the processor's are shorter.
+    is faster. LLVM splits the vectors where the processor's are shorter.
     """
 
     @intrinsic

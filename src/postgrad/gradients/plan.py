@@ -42,7 +42,7 @@ class Plan:
     stateless: bool = False
     """Whether several threads may run the network at once: nothing of it changes when it runs."""
     channels_last: bool = False
-    """Whether the network takes images whose channels lie together, which makes pooling ten times as fast on a CPU."""
+    """Whether the network takes images whose channels lie together, which makes pooling faster on a CPU."""
     sparse: frozenset[str] = frozenset()
     """Layers whose output's gradient is mostly zero, which a contraction of its own makes use of."""
     forward_numbers: int = 0
