@@ -49,6 +49,39 @@ class Cost(_Model):
     parameters: int | None = Field(None, description="stored numbers that a prediction uses")
     inference_ms_per_image: float | None = Field(None, description="wall time, in batches")
     inference_passes: float | None = Field(None, description="forward or backward passes per image")
+    multiply_adds: float | None = Field(None, description="multiply-adds of a prediction, per image")
+    latency_ms_1: float | None = Field(None, description="wall time of one call with one image, warm, median")
+    latency_ms_256: float | None = Field(None, description="the same with 256 images")
+    inference_memory_mb: float | None = Field(None, description="megabytes that a prediction of 256 images adds")
+    file_bytes: int | None = Field(None, description="size of the saved classifier")
+
+
+class OutsideScore(_Model):
+    """How well one score of confidence tells the test images from those of another data set."""
+
+    data: str = Field(description="the other data set")
+    score: Literal["max_softmax", "max_logit", "energy", "gradient_norm"]
+    matching: str = Field(description="how its images were made to match in size and channels, in words")
+    n: int = Field(description="images of the other data set")
+    metrics: dict[str, Metric] = Field(description="auroc, aupr_in, aupr_out, fpr95")
+
+
+class CorruptionScore(_Model):
+    """The scorecard on test images that were made worse in one way."""
+
+    corruption: str
+    severity: int = Field(ge=1, le=5)
+    metrics: dict[str, Metric] = Field(description="accuracy, nll, ece; kept: accuracy over that on clean images")
+
+
+class AttackScore(_Model):
+    """Accuracy under one attack."""
+
+    attack: str
+    norm: Literal["linf", "l2"]
+    epsilon: float = Field(description="the largest change that the attack may make, pixels from 0 to 1")
+    n: int = Field(description="attacked images")
+    metrics: dict[str, Metric] = Field(description="accuracy before and robust_accuracy after the attack")
 
 
 class Arm(_Model):
@@ -63,6 +96,10 @@ class Arm(_Model):
     notes: list[str] = Field(default_factory=list)
     metrics: dict[str, Metric]
     cost: Cost
+    temperature: list[float] | None = Field(None, description="per seed, as fitted on validation images")
+    outside: list[OutsideScore] = Field(default_factory=list)
+    corruptions: list[CorruptionScore] = Field(default_factory=list)
+    attacks: list[AttackScore] = Field(default_factory=list)
 
 
 class Verdict(_Model):
@@ -77,6 +114,24 @@ class Verdict(_Model):
     test: Literal["paired-t", "mcnemar"]
     scope: Literal["method", "run"] = Field(description="what the verdict is about: the method, or this run alone")
     verdict: Literal["better", "worse", "no difference", "too few seeds"]
+    n_seeds: int | None = Field(None, description="seeds that both have")
+    detectable: float | None = Field(
+        None, description="the smallest true difference that this many seeds would have found in 80 % of studies"
+    )
+    wilcoxon_p: float | None = Field(None, description="two-sided p of Wilcoxon's signed-rank test over seeds")
+    mcnemar_p: list[float] | None = Field(None, description="McNemar's exact p on the test images, per seed")
+    bootstrap_ci95: Interval | None = Field(
+        None, description="95 % interval of the mean difference over the test images, the seeds as they are"
+    )
+    notes: list[str] = Field(default_factory=list, description="what the reader must know of these figures")
+
+
+class Failure(_Model):
+    """An arm of a seed that did not come to its end."""
+
+    arm: str
+    seed: int
+    reason: str = Field(description="one line")
 
 
 class Data(_Model):
@@ -107,6 +162,7 @@ class Results(_Model):
     seconds: float | None = Field(None, description="wall time of the whole run")
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+    failures: list[Failure] = Field(default_factory=list)
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
