@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -75,7 +76,7 @@ def test_paired_t_is_scipys_and_stands_equal_differences() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert statistics.paired_t([0.5] * 5, [0.5] * 5) == 1.0
-        assert statistics.paired_t([0.75] * 5, [0.5] * 5) == 0.0
+        assert statistics.paired_t([0.75] * 5, [0.5] * 5) == 2 / 2**5
 
 
 def test_holm_by_hand() -> None:
@@ -114,13 +115,118 @@ def test_five_seeds_speak_for_the_method_with_holm_over_the_controls() -> None:
     assert result["base"]["verdict"] == "better"
 
 
-def test_no_verdict_where_there_is_no_difference() -> None:
-    false_alarms = 0
-    for trial in range(200):
-        correct = {arm: [right(0.7, 1000 * trial + 10 * i + s, 200) for s in range(5)] for i, arm in enumerate("ab")}
-        (verdict,) = statistics.verdicts(correct, {"a": ["b"]})
-        false_alarms += verdict["verdict"] != "no difference"
-    assert false_alarms / 200 < 0.09
+def null_study(generator: np.random.Generator, arms: list[str], gain: float = 0.0) -> dict[str, list[np.ndarray]]:
+    """Five seeds of arms that are right on the same images, but for what their own training makes of chance.
+
+    The first arm is better by `gain`. Seeds share their images' difficulty and a common luck, arms have their own.
+    """
+    difficulty = generator.beta(2, 1, 500)
+    studies: dict[str, list[np.ndarray]] = {arm: [] for arm in arms}
+    for _ in range(5):
+        common = generator.normal(0, 0.02)
+        for arm in arms:
+            share = difficulty + common + generator.normal(0, 0.01) + (gain if arm == arms[0] else 0)
+            studies[arm].append(generator.random(500) < share)
+    return studies
+
+
+def false_alarms(*, adjusted: bool) -> tuple[float, float]:
+    """Of 1,000 null studies the share that finds a difference from the base, and from any of three controls."""
+    generator, arms = np.random.default_rng(0), ["method", "base", "control-a", "control-b", "control-c"]
+    against_base = against_controls = 0
+    for _ in range(1000):
+        shares = {arm: np.mean(seeds, axis=1) for arm, seeds in null_study(generator, arms).items()}
+        base, *controls = (statistics.paired_t(shares["method"], shares[arm]) for arm in arms[1:])
+        against_base += base < 0.05
+        against_controls += min(statistics.holm(controls) if adjusted else controls) < 0.05
+    return against_base / 1000, against_controls / 1000
+
+
+def test_a_thousand_null_studies_keep_their_level() -> None:
+    against_base, against_controls = false_alarms(adjusted=True)
+    assert 0.03 <= against_base <= 0.06
+    assert against_controls <= 0.06
+
+
+def test_without_holm_the_level_is_lost() -> None:
+    """The negative control of the test above: three controls judged one by one find too much."""
+    assert false_alarms(adjusted=False)[1] > 0.08
+
+
+@pytest.mark.slow
+def test_the_verdicts_of_a_thousand_null_studies_keep_their_level() -> None:
+    generator, arms = np.random.default_rng(0), ["method", "base", "control-a", "control-b", "control-c"]
+    against_base = against_controls = 0
+    for _ in range(1000):
+        entries = statistics.verdicts(null_study(generator, arms), {"method": arms[1:]})
+        found = {entry["control"] for entry in entries if entry["verdict"] != "no difference"}
+        against_base += "base" in found
+        against_controls += bool(found - {"base"})
+    assert (against_base / 1000, against_controls / 1000) == false_alarms(adjusted=True)
+
+
+@pytest.mark.parametrize(("n", "significance"), [(5, 0.05), (5, 0.05 / 3), (10, 0.05), (30, 0.01)])
+def test_the_detectable_difference_is_found_in_four_of_five_studies(n: int, significance: float) -> None:
+    shift = statistics.detectable_difference(0.02, n, significance=significance)
+    draws = np.random.default_rng(0).normal(shift, 0.02, (20_000, n))
+    p = stats.ttest_1samp(draws, 0.0, axis=1).pvalue
+    assert np.mean((p < significance) & (draws.mean(axis=1) > 0)) == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_study_says_what_it_could_have_seen() -> None:
+    """The median of what null studies say they could see is what a real gain must have to be found in most of them."""
+    generator = np.random.default_rng(1)
+    said = [statistics.verdicts(null_study(generator, ["a", "b"]), {"a": ["b"]})[0]["detectable"] for _ in range(200)]
+    gain = float(np.median(said))
+    studies = (null_study(generator, ["a", "b"], gain) for _ in range(100))
+    found = np.mean([statistics.verdicts(study, {"a": ["b"]})[0]["verdict"] == "better" for study in studies])
+    assert 0.65 <= found <= 0.92
+
+
+def test_wilcoxon_is_the_enumeration_of_all_signs() -> None:
+    differences = np.array([0.03, -0.01, 0.02, 0.02, 0.05, 0.04])
+    ranks = stats.rankdata(np.abs(differences))
+    sums = [np.dot(signs, ranks) for signs in itertools.product([0, 1], repeat=6)]
+    observed = ranks[differences > 0].sum()
+    more = np.mean([s >= observed - 1e-9 for s in sums])
+    assert statistics.wilcoxon(differences, np.zeros(6)) == pytest.approx(2 * more)
+    assert statistics.wilcoxon([0.5] * 5, [0.5] * 5) == 1.0
+    assert statistics.wilcoxon([0.6, 0.7, 0.8, 0.9, 1.0], [0.5] * 5) == pytest.approx(2 / 2**5)
+
+
+def test_a_verdict_tells_what_stands_beside_it() -> None:
+    correct = {
+        arm: [right(share, 10 * i + s) for s in range(5)] for i, (arm, share) in enumerate([("a", 0.8), ("b", 0.7)])
+    }
+    (verdict,) = statistics.verdicts(correct, {"a": ["b"]})
+    assert verdict["n_seeds"] == 5
+    assert verdict["mcnemar_p"] == [statistics.mcnemar(a, b) for a, b in zip(correct["a"], correct["b"], strict=True)]
+    low, high = verdict["bootstrap_ci95"]
+    assert low < verdict["difference"] < high
+    spread = np.std(np.mean(correct["a"], 1) - np.mean(correct["b"], 1), ddof=1)
+    assert verdict["detectable"] == pytest.approx(statistics.detectable_difference(spread, 5, significance=0.05))
+    assert verdict["notes"] == ["Wilcoxon's p cannot fall below 0.062 with 5 seeds"]
+
+
+def test_a_difference_without_spread_is_no_certainty() -> None:
+    a, b = np.array([True] * 8 + [False] * 2), np.array([True] * 6 + [False] * 4)
+    (verdict,) = statistics.verdicts({"a": [a] * 5, "b": [b] * 5}, {"a": ["b"]})
+    assert verdict["verdict"] == "no difference"
+    assert verdict["p"] == pytest.approx(2 / 2**5)
+    assert any("sign test" in note for note in verdict["notes"])
+
+
+def test_seeds_that_an_arm_failed_at_are_left_out_of_its_pairs() -> None:
+    a, b = [[right(share, 10 * i + s) for s in range(6)] for i, share in enumerate((0.8, 0.7))]
+    whole = statistics.verdicts({"a": a[1:], "b": b[1:]}, {"a": ["b"]})
+    failed = statistics.verdicts({"a": a, "b": [None, *b[1:]]}, {"a": ["b"]})
+    assert failed == whole
+    assert statistics.verdicts({"a": [None, a[1]], "b": [b[0], None]}, {"a": ["b"]}) == []
+    few = statistics.verdicts({"a": a, "b": [None, None, *b[2:]]}, {"a": ["b"]})
+    assert [(v["scope"], v["verdict"], v["n_seeds"]) for v in few] == [
+        ("run", "better", 1),
+        ("method", "too few seeds", 4),
+    ]
 
 
 def test_lower_is_better_for_losses() -> None:
