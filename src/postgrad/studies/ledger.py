@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from postgrad.errors import UserError, unknown_name
 from postgrad.files import write_atomic
 from postgrad.reports.schema import Arm, Results, Verdict, read_results
+from postgrad.studies.claims import Claim, LedgerRow, judge, write_rows
 from postgrad.studies.ledger_runs import is_finished, run_rows
 from postgrad.studies.run import write_arrays
 from postgrad.validation import read_yaml, validated
@@ -275,8 +276,23 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_page(page: Page, file: Path) -> None:
-    """Write the page beside its YAML file, from the raw results that lie there."""
-    write_atomic(file.with_suffix(".md"), render_page(page, file.parent / "raw"))
+    """Write the page and its rows beside its YAML file, from the raw results that lie there, and the ledger's index."""
+    raw = file.parent / "raw"
+    write_atomic(file.with_suffix(".md"), render_page(page, raw))
+    run = [row for row in page.every_row() if (raw / row.run / "results.json").exists()]
+    write_rows(file.with_suffix(""), page.title, [_judged(page, row, raw) for row in run])
+
+
+def _judged(page: Page, row: Row, raw: Path) -> LedgerRow:
+    claim = Claim(
+        claim=row.claim,
+        source=page.source,
+        arm=page.method,
+        published_base=row.published_base,
+        published=row.published,
+    )
+    results = read_results(raw / row.run / "results.json")
+    return judge(claim, results, raw=f"raw/{row.run}", command=row.command_line())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
