@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from postgrad.evaluation.metrics import reliability
-from postgrad.reports import charts
+from postgrad.reports import charts, diagrams
 from postgrad.reports.drawing import draw_blocks
 
 
@@ -65,7 +65,7 @@ def test_scatter_names_every_arm_and_draws_its_interval() -> None:
 def test_reliability_bars_are_as_high_as_the_accuracy() -> None:
     p = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
     curve = reliability(p, [0] * 5 + [1] * 5 + [0] * 10)
-    chart = parsed(charts.reliability_chart(curve, label="Base", style="base"))
+    chart = parsed(diagrams.reliability_chart(curve, label="Base", style="base"))
     bars = [rect for rect in chart.iter("rect") if rect.attrib["class"] == "bar base"]
     assert [float(bar.attrib["height"]) for bar in bars] == pytest.approx([222, 111])
     assert "confidence 0.90, accuracy 0.50" in chart.attrib["aria-label"]
@@ -73,14 +73,14 @@ def test_reliability_bars_are_as_high_as_the_accuracy() -> None:
 
 def test_class_changes_are_sorted_and_absent_classes_left_out() -> None:
     before, after = np.array([0.5, 0.9, np.nan]), np.array([0.6, 0.7, np.nan])
-    chart = parsed(charts.change_chart(["dog", "cat", "none"], before, after))
+    chart = parsed(diagrams.change_chart(["dog", "cat", "none"], before, after))
     shown = [text for text in texts(chart) if text in {"dog", "cat", "none", "+10.0", "−20.0"}]
     assert shown == ["dog", "+10.0", "cat", "−20.0"]
 
 
 def test_of_many_classes_the_largest_changes_are_shown() -> None:
     change = np.linspace(-0.3, 0.3, 100)
-    chart = parsed(charts.change_chart([f"class {i}" for i in range(100)], 0.5 - change / 2, 0.5 + change / 2))
+    chart = parsed(diagrams.change_chart([f"class {i}" for i in range(100)], 0.5 - change / 2, 0.5 + change / 2))
     names = [text for text in texts(chart) if text.startswith("class ")]
     assert len(names) == 24
     assert names[0] == "class 99"

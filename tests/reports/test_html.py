@@ -13,7 +13,22 @@ from postgrad.errors import UserError
 from postgrad.reports.html import render
 from postgrad.reports.schema import read_results
 
-SECTIONS = ["arms", "learning", "calibration", "changed", "blocks", "cost", "data", "environment", "again"]
+SECTIONS = [
+    "arms",
+    "verdicts",
+    "seeds",
+    "learning",
+    "calibration",
+    "outside",
+    "corruptions",
+    "attacks",
+    "changed",
+    "blocks",
+    "cost",
+    "data",
+    "environment",
+    "again",
+]
 
 
 class Text(HTMLParser):

@@ -121,6 +121,6 @@ def test_against_gives_the_mean_over_seeds_beside_the_first_seeds_verdict() -> N
     over_seeds = results(("base", 0.03, None, "too few seeds"), seeds=3, scope="method")
     both = made.model_copy(update={"verdicts": made.verdicts + over_seeds.verdicts})
     assert against(both, both.arm("base")) == [
-        ("GradNet", "better", ["+4.1 points, p < 0.001", "mean of 3 seeds +3.0 points"])
+        ("GradNet", "better", ["seed 0: +4.1 points, p < 0.001", "3 seeds: +3.0 points"])
     ]
     assert against(both, both.arm("control-finetune")) == []

@@ -22,7 +22,7 @@ Curve = dict[str, NDArray[np.float64]]
 class Predictions:
     """One arm's probabilities (N, C) on the test images of the first seed, and the true labels (N,)."""
 
-    probabilities: NDArray[np.float32]
+    probabilities: NDArray[np.floating]
     labels: NDArray[np.int64]
 
     @property
@@ -33,15 +33,25 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory: its results, and what else was found of predictions, curves, examples and settings."""
+    """A run directory: its results, and what else was found of predictions, curves, examples and settings.
 
+    `predictions` are those of the first seed, `curves` are per arm and seed, and `outside` holds per arm the confidence
+    scores of the test images (`inside/SCORE`) and of other data sets (`SET/SCORE`).
+    """
+
+    directory: Path
     results: Results
     predictions: dict[str, Predictions]
-    curves: dict[str, Curve]
+    curves: dict[str, dict[int, Curve]]
+    outside: dict[str, dict[str, NDArray[np.float32]]]
     examples: NDArray[np.uint8] | None
     blocks: dict[str, Any] | None
     environment: dict[str, Any] | None
     config: str | None
+
+    def predictions_of(self, arm: str, seed: int) -> Predictions | None:
+        """What an arm of one seed said, read when it is asked for: all seeds of all arms may not fit into memory."""
+        return _predictions(_arm_directory(self.directory, self.results, seed, arm))
 
 
 def read_run(directory: Path) -> Run:
@@ -49,17 +59,29 @@ def read_run(directory: Path) -> Run:
     results = read_results(directory / "results.json")
     names = [arm.name for arm in results.arms]
     examples = _arrays(directory / "examples.npz", "images")
-    found = {name: _arrays(directory / name / "test_predictions.npz", "probabilities", "labels") for name in names}
-    curves = {name: _curve(directory / name / "metrics.csv") for name in names}
+    predictions = {name: _predictions(directory / name) for name in names}
+    outside = {name: _archive(directory / name / "outside_scores.npz") for name in names}
     return Run(
+        directory=directory,
         results=results,
-        predictions={name: Predictions(*arrays) for name, arrays in found.items() if arrays},
-        curves={name: curve for name, curve in curves.items() if curve},
+        predictions={name: found for name, found in predictions.items() if found},
+        curves=_curves(directory, results),
+        outside={name: scores for name, scores in outside.items() if scores},
         examples=examples[0] if examples else None,
         blocks=_json(directory / "gradnet_blocks.json"),
         environment=_json(directory / "environment.json"),
         config=_text(directory / "config.yaml"),
     )
+
+
+def _arm_directory(directory: Path, results: Results, seed: int, arm: str) -> Path:
+    """The first seed's arms lie in the run directory itself, those of further seeds in `seed-K`."""
+    return directory / arm if seed == results.seeds[0] else directory / f"seed-{seed}" / arm
+
+
+def _predictions(directory: Path) -> Predictions | None:
+    arrays = _arrays(directory / "test_predictions.npz", "probabilities", "labels")
+    return Predictions(*arrays) if arrays else None
 
 
 def _text(path: Path) -> str | None:
@@ -81,24 +103,75 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _arrays(path: Path, *keys: str) -> tuple[NDArray[Any], ...] | None:
+    archive = _archive(path)
+    if archive is None:
+        return None
+    if missing := [key for key in keys if key not in archive]:
+        raise _damaged(path, f"it holds no {', '.join(missing)}")
+    return tuple(archive[key] for key in keys)
+
+
+def _archive(path: Path) -> dict[str, NDArray[Any]] | None:
+    """All arrays of an npz file by name."""
     if not path.exists():
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return tuple(archive[key] for key in keys)
+            return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from error
 
 
-def _curve(path: Path) -> Curve | None:
-    """The columns of a metrics.csv; empty cells are NaN."""
+def _curves(directory: Path, results: Results) -> dict[str, dict[int, Curve]]:
+    """Learning curves by arm and seed: from the run's metrics.csv, or from those of the arms where there is none."""
+    together = directory / "metrics.csv"
+    if together.exists():
+        return _split(together)
+    curves: dict[str, dict[int, Curve]] = {}
+    for arm in results.arms:
+        for seed in results.seeds:
+            path = _arm_directory(directory, results, seed, arm.name) / "metrics.csv"
+            if (table := _table(path)) is not None:
+                curves.setdefault(arm.name, {})[seed] = _numbers(path, table)
+    return curves
+
+
+def _split(path: Path) -> dict[str, dict[int, Curve]]:
+    table = _table(path)
+    if table is None:
+        return {}
+    if not {"seed", "arm"} <= table.keys():
+        raise _damaged(path, "it has no columns seed and arm")
+    seeds, arms = (np.array(table.pop(name)) for name in ("seed", "arm"))
+    columns = _numbers(path, table)
+    curves: dict[str, dict[int, Curve]] = {}
+    for arm in dict.fromkeys(arms.tolist()):
+        for seed in dict.fromkeys(seeds[arms == arm].tolist()):
+            rows = (arms == arm) & (seeds == seed)
+            own = {name: values[rows] for name, values in columns.items()}
+            # Columns that only other arms have are empty here.
+            known = {name: values for name, values in own.items() if np.isfinite(values).any()}
+            curves.setdefault(arm, {})[int(seed)] = known
+    return curves
+
+
+def _table(path: Path) -> dict[str, list[str]] | None:
+    """The columns of a csv file as text; None without a file or without rows."""
     text = _text(path)
-    rows = list(csv.DictReader(text.splitlines())) if text else []
-    if not rows:
+    rows = list(csv.reader(text.splitlines())) if text else []
+    if len(rows) < 2:
         return None
     try:
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-    except (TypeError, ValueError) as error:
+        return dict(zip(rows[0], map(list, zip(*rows[1:], strict=True)), strict=True))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _numbers(path: Path, table: dict[str, list[str]]) -> Curve:
+    """Columns as numbers; empty cells are NaN."""
+    try:
+        return {name: np.array([float(cell or "nan") for cell in cells]) for name, cells in table.items()}
+    except ValueError as error:
         raise _damaged(path, error) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from postgrad.evaluation.statistics import MIN_SEEDS
 from postgrad.reports.schema import Arm, Results, Verdict
@@ -15,7 +15,7 @@ def decisive(results: Results, method: Arm) -> list[Verdict]:
     """The accuracy verdicts that speak for a method: those over seeds where there are enough, else this run's."""
     mine = [v for v in results.verdicts if v.method == method.name and v.metric == "accuracy"]
     decided = [v for v in mine if v.scope == "method" and v.p is not None]
-    return decided or [v for v in mine if v.scope == "run"]
+    return decided or [v for v in mine if v.scope == "run"] or mine
 
 
 def headline(results: Results, method: Arm) -> str:
@@ -42,6 +42,36 @@ def headline(results: Results, method: Arm) -> str:
     joint = ", and " if len(set(outcomes)) == 1 else ", but "
     one_of_several = verdicts[0].scope == "run" and len(results.seeds) > 1
     return f"{f'With seed {results.seeds[0]}, ' if one_of_several else ''}{arm_name(method)} {joint.join(clauses)}."
+
+
+def summary(results: Results) -> str:
+    """One sentence about several methods: how many beat the base, and how many of these all of their controls too.
+
+    >>> summary(results)
+    'Of 10 methods, 7 beat the base, and 2 of these beat each of their controls as well.'
+    """
+    found = [decisive(results, method) for method in methods(results)]
+    over_base = [v for v in found if any(results.arm(x.control).kind == "base" and x.verdict == "better" for x in v)]
+    over_all = [v for v in over_base if len(v) > 1 and all(x.verdict == "better" for x in v)]
+    of_run = any(v and v[0].scope == "run" for v in found) and len(results.seeds) > 1
+    start = f"With seed {results.seeds[0]}, of" if of_run else "Of"
+    if not over_base:
+        return f"{start} {len(found)} methods, none measurably beats the base."
+    beats = f"{len(over_base)} {'beats' if len(over_base) == 1 else 'beat'} the base"
+    if not over_all:
+        return f"{start} {len(found)} methods, {beats}, but none beats each of its controls as well."
+    return f"{start} {len(found)} methods, {beats}, and {len(over_all)} of these beat each of their controls as well."
+
+
+def failed(results: Results) -> list[str]:
+    """One line for each arm and reason for which seeds of it did not come to their end."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for failure in results.failures:
+        seeds.setdefault((failure.arm, failure.reason), []).append(failure.seed)
+    return [
+        f"{arm}, {'seed' if len(of_arm) == 1 else 'seeds'} {', '.join(map(str, sorted(of_arm)))}: {reason}"
+        for (arm, reason), of_arm in seeds.items()
+    ]
 
 
 def reach(results: Results) -> str:
@@ -71,7 +101,7 @@ def recommendation(results: Results) -> str | None:
 def against(results: Results, arm: Arm) -> list[tuple[str, str, list[str]]]:
     """What each method did against this arm: the method's name, the verdict's word, and its numbers line by line."""
     return [
-        (arm_name(method), verdict.verdict, [_numbers(verdict), *_mean_over_seeds(results, verdict)])
+        (arm_name(method), verdict.verdict, [_of_run(results, verdict), *_mean_over_seeds(results, verdict)])
         for method in methods(results)
         for verdict in decisive(results, method)
         if verdict.control == arm.name
@@ -83,18 +113,14 @@ def methods(results: Results) -> list[Arm]:
     return [arm for arm in results.arms if arm.kind == "method"]
 
 
-def best_control(results: Results, names: Sequence[str]) -> Arm | None:
-    """The most accurate control among the arms of these names."""
-    controls = [arm for arm in results.arms if arm.kind == "control" and arm.name in names]
-    return max(controls, key=lambda arm: arm.metrics["accuracy"].mean, default=None)
-
-
 def _clause(results: Results, verdict: Verdict) -> str:
     control = _control(results, verdict)
     if verdict.verdict == "better":
         return f"beats {control} by {points(verdict.difference)} ({_p(verdict)})"
     if verdict.verdict == "worse":
         return f"loses to {control} by {points(verdict.difference)} ({_p(verdict)})"
+    if verdict.verdict == "too few seeds":
+        return f"cannot be told from {control} with so few seeds ({_numbers(verdict)})"
     return f"does not measurably differ from {control} ({_numbers(verdict)})"
 
 
@@ -102,12 +128,18 @@ def _numbers(verdict: Verdict) -> str:
     return f"{points(verdict.difference, sign=True)}, {_p(verdict)}"
 
 
+def _of_run(results: Results, verdict: Verdict) -> str:
+    """The numbers, with the seed where they speak for one of several alone."""
+    alone = verdict.scope == "run" and len(results.seeds) > 1
+    return f"seed {results.seeds[0]}: {_numbers(verdict)}" if alone else _numbers(verdict)
+
+
 def _mean_over_seeds(results: Results, verdict: Verdict) -> Iterator[str]:
     """The mean difference over the seeds, where the verdict itself is about the first of several."""
     for other in results.verdicts:
         same = (other.method, other.control, other.metric) == (verdict.method, verdict.control, verdict.metric)
         if same and verdict.scope == "run" and other.scope == "method" and len(results.seeds) > 1:
-            yield f"mean of {len(results.seeds)} seeds {points(other.difference, sign=True)}"
+            yield f"{len(results.seeds)} seeds: {points(other.difference, sign=True)}"
 
 
 def _control(results: Results, verdict: Verdict) -> str:

@@ -42,6 +42,19 @@ def polyline(x: Sequence[float], y: Sequence[float], class_: str) -> Markup:
     return tag("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True)), class_=class_)
 
 
+def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], class_: str) -> Markup:
+    """The area between two lines in pixels."""
+    corners = [*zip(x, low, strict=True), *zip(reversed(x), reversed(high), strict=True)]
+    return tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in corners), class_=class_)
+
+
+def staircase(edges: Sequence[float], heights: Sequence[float], floor: float, class_: str) -> Markup:
+    """The outline of a histogram in pixels: one more edge than heights, from the floor and back to it."""
+    parts = [f"M{edges[0]:.1f},{floor:.1f}"]
+    parts += [f"V{height:.1f}H{edge:.1f}" for edge, height in zip(edges[1:], heights, strict=True)]
+    return tag("path", d="".join(parts) + f"V{floor:.1f}", class_=class_)
+
+
 @dataclass(frozen=True)
 class Scale:
     """From values between `low` and `high` to pixels between `start` and `end`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from postgrad.methods.registry import METHODS
 from postgrad.reports.schema import Arm
 
@@ -21,19 +23,61 @@ _ARM_NAMES = {
 def arm_name(arm: Arm) -> str:
     """The arm inside a sentence: "the base", "fine-tuning", "GradNet"."""
     if arm.method in METHODS:
-        return METHODS[arm.method].title.partition(":")[0]
+        title = METHODS[arm.method].title.partition(":")[0]
+        # A study may hold one method several times, with other options each: then their own names tell them apart.
+        return title if arm.name == arm.method else f"{title} ({arm.name})"
     return _ARM_NAMES.get(arm.name) or arm.title or arm.name
 
 
 def arm_label(arm: Arm) -> str:
     """The arm as a label: its own title, or "Base", "Fine-tuning", "GradNet"."""
-    name = arm.title or arm_name(arm).removeprefix("the ").removeprefix("an ")
+    name = arm_name(arm) if arm.kind == "method" or not arm.title else arm.title
+    name = name.removeprefix("the ").removeprefix("an ")
     return name[:1].upper() + name[1:]
+
+
+def anchor(kind: str, name: str) -> str:
+    """A stable id on the page: "arm-control-finetune"."""
+    return f"{kind}-{re.sub('[^A-Za-z0-9_.-]+', '-', name)}"
+
+
+METRICS = {
+    "accuracy": "Accuracy",
+    "top5_accuracy": "Top-5 accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "nll": "NLL",
+    "ece": "ECE",
+    "ece_equal_mass": "ECE, equal mass",
+    "brier": "Brier",
+    "aurc": "AURC",
+}
+
+
+def metric_name(key: str) -> str:
+    """A metric as a heading: "NLL", "ECE, scaled"."""
+    plain = key.removesuffix("_scaled")
+    name = METRICS.get(plain, plain.replace("_", " ").capitalize())
+    return name if plain == key else f"{name}, scaled"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is written in per cent."""
+    return metric.endswith("accuracy")
+
+
+def difference(metric: str, value: float) -> str:
+    """A difference of two arms: points for shares, a plain signed number for the rest."""
+    return points(value, sign=True) if is_share(metric) else _signed_minus(f"{value:+.4f}")
 
 
 def percent(share: float) -> str:
     """A share as a percentage with two decimals: 94.17 %."""
     return f"{100 * share:.2f}{_SPACE}%"
+
+
+def share_interval(ends: tuple[float, float] | None) -> str:
+    """Both ends of an interval of shares, without the sign of per cent: 91.90 to 96.39."""
+    return interval(ends, scale=100)
 
 
 def interval(ends: tuple[float, float] | None, *, scale: float = 1.0, decimals: int = 2) -> str:
@@ -79,6 +123,16 @@ def milliseconds(value: float | None) -> str:
 def megabytes(value: float | None) -> str:
     """An amount of memory: 212 MB."""
     return MISSING if value is None else f"{_three_digits(value)}{_SPACE}MB"
+
+
+def large(value: float | None) -> str:
+    """A large count in three digits: 812, 24.1 thousand, 3.06 million, 1.2 billion."""
+    if value is None:
+        return MISSING
+    for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{_SPACE}{unit}"
+    return f"{value:,.0f}"
 
 
 def passes(number: float | None) -> str:

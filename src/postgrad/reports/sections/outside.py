@@ -1,0 +1,80 @@
+"""Other data: how well each score of confidence tells the test images from those of other data sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import postgrad.reports.words as words
+from postgrad.reports.diagrams import histogram_pair
+from postgrad.reports.groups import shown_alone
+from postgrad.reports.rundir import Run
+from postgrad.reports.schema import Arm, OutsideScore
+
+SCORES = {
+    "max_softmax": "largest probability",
+    "max_logit": "largest logit",
+    "energy": "energy",
+    "gradient_norm": "gradient norm",
+}
+
+
+def outside(run: Run, *, histograms: bool) -> list[dict[str, Any]]:
+    """For each other data set a table of arms × scores, and histograms of a few arms where their scores were kept."""
+    arms = [arm for arm in run.results.arms if arm.outside]
+    sets = list(dict.fromkeys(score.data for arm in arms for score in arm.outside))
+    return [_one_set(run, arms, name, histograms) for name in sets]
+
+
+def _one_set(run: Run, arms: list[Arm], name: str, histograms: bool) -> dict[str, Any]:
+    found = {arm.name: {score.score: score for score in arm.outside if score.data == name} for arm in arms}
+    present = {key for by_score in found.values() for key in by_score}
+    scores = [key for key in SCORES if key in present]
+    first = next(score for by_score in found.values() for score in by_score.values())
+    return {
+        "anchor": words.anchor("outside", name),
+        "name": name,
+        "n": first.n,
+        "matching": first.matching,
+        "scores": [SCORES[key] for key in scores],
+        "rows": [
+            (words.arm_label(arm), arm.kind, [_cell(found[arm.name].get(key)) for key in scores])
+            for arm in arms
+            if found[arm.name]
+        ],
+        "histograms": _histograms(run, name) if histograms else [],
+    }
+
+
+def _cell(score: OutsideScore | None) -> dict[str, Any] | None:
+    if score is None:
+        return None
+    metrics = score.metrics
+    areas = " / ".join(words.decimal(metrics[k].mean) for k in ("aupr_in", "aupr_out") if k in metrics)
+    return {
+        "auroc": words.decimal(metrics["auroc"].mean),
+        "interval": words.interval(metrics["auroc"].ci95, decimals=3),
+        "fpr95": words.percent(metrics["fpr95"].mean),
+        "aupr": areas or words.MISSING,
+        "value": metrics["auroc"].mean,
+    }
+
+
+def _histograms(run: Run, name: str) -> list[dict[str, Any]]:
+    result = []
+    for arm in shown_alone(run.results.arms, list(run.outside), methods=2):
+        scores = run.outside[arm.name]
+        label = words.arm_label(arm)
+        panels = [
+            {
+                "anchor": words.anchor("histogram", f"{name}-{arm.name}-{key}"),
+                "score": title,
+                "chart": histogram_pair(
+                    scores[f"inside/{key}"], scores[f"{name}/{key}"], label=f"{label}, {title}", style=arm.kind
+                ),
+            }
+            for key, title in SCORES.items()
+            if f"inside/{key}" in scores and f"{name}/{key}" in scores
+        ]
+        if panels:
+            result.append({"label": label, "panels": panels})
+    return result
