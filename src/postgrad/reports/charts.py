@@ -70,7 +70,8 @@ def line_chart(
     width, height = size
     left, right, top, bottom = 50, width - 12, 12, height - 44
     lines = [_thinned(s) for s in series]
-    x = scale([v for s in lines for v in (s.x.min(), s.x.max())], left, right, margin=0.02)
+    across = [float(v) for s in lines for v in (s.x.min(), s.x.max())]
+    x = scale(across, left, right, margin=0.0 if min(across) < max(across) else 0.02)
     ends = [v for s in lines for part in (s.y, *(s.band or ())) for v in (part.min(), part.max())]
     y = scale(ends, bottom, top, log=log)
     last = ", ".join(f"{s.label} ends at {written(float(s.y[-1]))}" for s in series)

@@ -1,4 +1,4 @@
-"""Which arms share a chart, and the colour and dash of each: all of them while they are few, else one method's at a time."""
+"""Which arms share a chart, with which colours and dashes: all while they are few, else one method's at a time."""
 
 from __future__ import annotations
 

@@ -12,10 +12,15 @@ _WORST_FIRST = {"worse": 0, "too few seeds": 1, "no difference": 1, "better": 2}
 
 
 def decisive(results: Results, method: Arm) -> list[Verdict]:
-    """The accuracy verdicts that speak for a method: those over seeds where there are enough, else this run's."""
+    """The accuracy verdicts that speak for a method: those over seeds where there are enough, else this run's.
+
+    Where some comparisons have enough seeds, those that have too few are among them, and say so.
+    """
     mine = [v for v in results.verdicts if v.method == method.name and v.metric == "accuracy"]
-    decided = [v for v in mine if v.scope == "method" and v.p is not None]
-    return decided or [v for v in mine if v.scope == "run"] or mine
+    over_seeds = [v for v in mine if v.scope == "method"]
+    if any(v.p is not None for v in over_seeds):
+        return over_seeds
+    return [v for v in mine if v.scope == "run"] or over_seeds
 
 
 def headline(results: Results, method: Arm) -> str:
@@ -48,7 +53,7 @@ def summary(results: Results) -> str:
     """One sentence about several methods: how many beat the base, and how many of these all of their controls too.
 
     >>> summary(results)
-    'Of 10 methods, 7 beat the base, and 2 of these beat each of their controls as well.'
+    'Of 10 methods, 7 beat the base, and of these 2 each of their controls as well.'
     """
     found = [decisive(results, method) for method in methods(results)]
     over_base = [v for v in found if any(results.arm(x.control).kind == "base" and x.verdict == "better" for x in v)]
@@ -57,10 +62,12 @@ def summary(results: Results) -> str:
     start = f"With seed {results.seeds[0]}, of" if of_run else "Of"
     if not over_base:
         return f"{start} {len(found)} methods, none measurably beats the base."
+    if len(over_all) == len(found):
+        return f"{start} {len(found)} methods, all beat the base and each of their controls."
     beats = f"{len(over_base)} {'beats' if len(over_base) == 1 else 'beat'} the base"
     if not over_all:
         return f"{start} {len(found)} methods, {beats}, but none beats each of its controls as well."
-    return f"{start} {len(found)} methods, {beats}, and {len(over_all)} of these beat each of their controls as well."
+    return f"{start} {len(found)} methods, {beats}, and of these {len(over_all)} each of their controls as well."
 
 
 def failed(results: Results) -> list[str]:

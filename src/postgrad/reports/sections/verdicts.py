@@ -57,7 +57,7 @@ def _row(results: Results, verdict: Verdict) -> dict[str, Any]:
         "wilcoxon": words.MISSING if verdict.wilcoxon_p is None else words.p_value(verdict.wilcoxon_p),
         "mcnemar": _mcnemar(verdict.mcnemar_p),
         "bootstrap": _ends(metric, verdict.bootstrap_ci95),
-        "seeds": words.count(verdict.n_seeds),
+        "seeds": None if verdict.n_seeds is None else words.plural(verdict.n_seeds, "seed"),
         "detectable": _detectable(metric, verdict.detectable),
         "word": WORDS[verdict.verdict],
         "class": verdict.verdict.split()[0],
@@ -86,11 +86,11 @@ def _detectable(metric: str, value: float | None) -> str:
     return words.points(value) if words.is_share(metric) else words.decimal(value, 4)
 
 
-def _mcnemar(p_values: list[float] | None) -> list[str]:
-    """One line for each seed, or a count of the small ones where there are many."""
+def _mcnemar(p_values: list[float] | None) -> str:
+    """The p of each seed, or a count of the small ones where there are many."""
     if not p_values:
-        return [words.MISSING]
+        return words.MISSING
     if len(p_values) <= _LISTED:
-        return [words.p_value(p) for p in p_values]
+        return ", ".join(words.p_value(p).removeprefix("p ").removeprefix("= ") for p in p_values)
     small = sum(p < SIGNIFICANCE for p in p_values)
-    return [f"below {SIGNIFICANCE} in {small} of {len(p_values)}"]
+    return f"below {SIGNIFICANCE} in {small} of {len(p_values)}"
