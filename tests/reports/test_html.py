@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from postgrad.errors import UserError
+from postgrad.reports import html
 from postgrad.reports.html import render
 from postgrad.reports.schema import read_results
 
@@ -165,3 +167,65 @@ def test_the_same_run_gives_the_same_page(make_run) -> None:
     run = make_run()
     first = render(run).read_bytes()
     assert render(run).read_bytes() == first
+
+
+def copy_of(study: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(study, tmp_path / "copy"))
+
+
+def test_a_study_of_many_arms_shows_everything(study: Path, tmp_path: Path) -> None:
+    page = page_of(copy_of(study, tmp_path))
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "h2"] == SECTIONS
+    assert "1 trial did not come to its end" in page.text
+    assert "control-more-data-gradnet-variant-2, seed 4: the loss became infinite at step 120" in page.text
+    for said in ("left out: control-same-price", "made up, to look at", "8/255", "FPR95 40.00 %", "keeps 91%"):
+        assert said in page.text
+
+
+def test_every_anchor_is_there_once_and_every_link_leads_to_one(study: Path, make_run, tmp_path: Path) -> None:
+    for run in (copy_of(study, tmp_path), make_run(seeds=5)):
+        page = page_of(run)
+        ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+        assert len(set(ids)) == len(ids)
+        links = {str(attrs["href"])[1:] for tag, attrs in page.tags if tag == "a"}
+        assert links <= set(ids)
+        assert {f"arm-{arm.name}" for arm in read_results(run / "results.json").arms} <= links
+
+
+def test_sections_keep_their_anchors_whatever_a_run_holds(study: Path, make_run, tmp_path: Path) -> None:
+    for run in (copy_of(study, tmp_path), make_run(files=False)):
+        assert set(SECTIONS) <= {attrs["id"] for _, attrs in page_of(run).tags if "id" in attrs}
+
+
+def test_without_script_the_tables_are_plain(study: Path, tmp_path: Path) -> None:
+    page = page_of(copy_of(study, tmp_path))
+    tools = [attrs for _, attrs in page.tags if attrs.get("class") == "tools"]
+    assert len(tools) == 1
+    assert "hidden" in tools[0]
+    assert not any(tag == "th" and "aria-sort" in attrs for tag, attrs in page.tags)
+
+
+def test_a_page_that_grows_too_large_drops_its_images_first(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_of(study, tmp_path)
+    whole = render(run).stat().st_size
+    assert whole < html.LARGEST
+    assert "Left out, so that" not in page_of(run).text
+    monkeypatch.setattr(html, "LARGEST", whole - 1)
+    page = page_of(run)
+    assert "Left out, so that this page stays below 6 MB: example images." in page.text
+    assert not [attrs for tag, attrs in page.tags if tag == "img"]
+    assert any(str(attrs.get("id")).startswith("histogram-") for _, attrs in page.tags)
+    monkeypatch.setattr(html, "LARGEST", 1)
+    page = page_of(run)
+    assert "example images, histograms, confusion maps" in page.text
+    assert not any(str(attrs.get("id")).startswith("histogram-") for _, attrs in page.tags)
+
+
+def test_a_score_alone_makes_a_page(make_run) -> None:
+    run = make_run(arms={"base": ("base", 2.6, 1.7, 0.0)}, recommended=None, command="postgrad score --out scores")
+    page = page_of(run)
+    assert "Scores on digits" in page.text
+    assert "No verdicts: this run compares no method with another arm." in page.text
+    assert not [attrs for _, attrs in page.tags if attrs.get("class") == "tools"]

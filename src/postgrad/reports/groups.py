@@ -35,10 +35,10 @@ def groups(arms: Sequence[Arm]) -> list[Group]:
 
 def _families(arms: Sequence[Arm]) -> Iterator[tuple[str, list[Arm]]]:
     base = [arm for arm in arms if arm.kind == "base"][:1]
-    shown = set()
+    shown = {arm.name for arm in base}
     for method in (arm for arm in arms if arm.kind == "method"):
         controls = [arm for arm in arms if method.name in arm.control_for]
-        shown |= {arm.name for arm in (*base, method, *controls)}
+        shown |= {arm.name for arm in (method, *controls)}
         yield from _chunks(arm_label(method), [*base, method], controls)
     if left := [arm for arm in arms if arm.name not in shown]:
         yield from _chunks("Other arms", base, left)
