@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from postgrad.reports.schema import Results
-from postgrad.reports.sentences import against, headline, reach, recommendation
+from postgrad.reports.sentences import against, failed, headline, reach, recommendation, summary
 
 METRIC = {"mean": 0.7, "ci95": None, "ci_over": "images", "n_seeds": 1, "values": [0.7]}
 KINDS = {"base": "base", "gradnet": "method", "control-finetune": "control", "control-features": "control"}
@@ -124,3 +124,60 @@ def test_against_gives_the_mean_over_seeds_beside_the_first_seeds_verdict() -> N
         ("GradNet", "better", ["seed 0: +4.1 points, p < 0.001", "3 seeds: +3.0 points"])
     ]
     assert against(both, both.arm("control-finetune")) == []
+
+
+def of_methods(*outcomes: dict[str, str], scope: str = "method") -> Results:
+    """Methods m0, m1, … with the word of each comparison."""
+    methods = [f"m{i}" for i in range(len(outcomes))]
+    made = results(seeds=5).model_dump(by_alias=True)
+    arm = made["arms"][1]
+    made["arms"] = [a for a in made["arms"] if a["kind"] != "method"]
+    made["arms"] += [arm | {"name": name, "method": None} for name in methods]
+    made["verdicts"] = [
+        {
+            "method": method,
+            "control": control,
+            "metric": "accuracy",
+            "difference": 0.02,
+            "ci95": None,
+            "p": None if word == "too few seeds" else 0.01,
+            "test": "paired-t",
+            "scope": scope,
+            "verdict": word,
+        }
+        for method, words in zip(methods, outcomes, strict=True)
+        for control, word in words.items()
+    ]
+    return Results.model_validate(made)
+
+
+WON = {"base": "better", "control-finetune": "better"}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([WON] * 3, "Of 3 methods, all beat the base and each of their controls."),
+        ([WON, WON | {"control-finetune": "worse"}, {"base": "worse"}],
+         "Of 3 methods, 2 beat the base, and of these 1 each of their controls as well."),
+        ([WON | {"control-finetune": "too few seeds"}, {"base": "worse"}],
+         "Of 2 methods, 1 beats the base, but none beats each of its controls as well."),
+        ([{"base": "no difference"}, {"base": "too few seeds"}], "Of 2 methods, none measurably beats the base."),
+    ],
+)  # fmt: skip
+def test_several_methods_in_one_sentence(outcomes: list[dict[str, str]], expected: str) -> None:
+    assert summary(of_methods(*outcomes)) == expected
+
+
+def test_too_few_seeds_are_said_and_are_no_gain() -> None:
+    made = of_methods(WON | {"control-finetune": "too few seeds"})
+    assert headline(made, made.arm("m0")) == (
+        "m0 beats the base by 2.0 points (p = 0.010), "
+        "but cannot be told from fine-tuning with so few seeds (+2.0 points, p not known)."
+    )
+
+
+def test_failures_of_one_reason_are_one_line() -> None:
+    failures = [{"arm": "gradnet", "seed": seed, "reason": "diverged"} for seed in (3, 1)]
+    failures.append({"arm": "base", "seed": 0, "reason": "killed"})
+    assert failed(results(failures=failures)) == ["gradnet, seeds 1, 3: diverged", "base, seed 0: killed"]
