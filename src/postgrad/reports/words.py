@@ -38,7 +38,7 @@ def arm_label(arm: Arm) -> str:
 
 def anchor(kind: str, name: str) -> str:
     """A stable id on the page: "arm-control-finetune"."""
-    return f"{kind}-{re.sub('[^A-Za-z0-9_.-]+', '-', name)}"
+    return f"{kind}-{re.sub('[^A-Za-z0-9_.-]+', '-', name).strip('-')}"
 
 
 METRICS = {
