@@ -230,6 +230,8 @@ def test_prints_whole_and_without_controls(browser: Any, large: Path, tmp_path: 
     assert not page.locator(".tools").is_visible()
     assert not page.locator("nav").is_visible()
     assert len(rows(page)) == 13
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 with the browser's own margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
     assert page.pdf(path=tmp_path / "page.pdf").startswith(b"%PDF")
     assert page.locator("#leaderboard th", has_text="Accuracy").is_visible()
     assert console == []

@@ -142,16 +142,16 @@ def _split(path: Path) -> dict[str, dict[int, Curve]]:
         return {}
     if not {"seed", "arm"} <= table.keys():
         raise _damaged(path, "it has no columns seed and arm")
-    seeds, arms = (np.array(table.pop(name)) for name in ("seed", "arm"))
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, key in enumerate(zip(table.pop("arm"), table.pop("seed"), strict=True)):
+        rows.setdefault(key, []).append(row)
     columns = _numbers(path, table)
     curves: dict[str, dict[int, Curve]] = {}
-    for arm in dict.fromkeys(arms.tolist()):
-        for seed in dict.fromkeys(seeds[arms == arm].tolist()):
-            rows = (arms == arm) & (seeds == seed)
-            own = {name: values[rows] for name, values in columns.items()}
-            # Columns that only other arms have are empty here.
-            known = {name: values for name, values in own.items() if np.isfinite(values).any()}
-            curves.setdefault(arm, {})[int(seed)] = known
+    for (arm, seed), own in rows.items():
+        curve = {name: values[own] for name, values in columns.items()}
+        # Columns that only other arms have are empty here.
+        known = {name: values for name, values in curve.items() if np.isfinite(values).any()}
+        curves.setdefault(arm, {})[int(seed)] = known
     return curves
 
 

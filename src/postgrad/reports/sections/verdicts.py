@@ -32,14 +32,20 @@ def verdict_table(run: Run) -> dict[str, Any]:
     for row in rows:
         for note in row["verdict"].notes:
             notes.setdefault(note, []).append(f"{row['method']} against {row['control']}")
+    accuracy = [row for row in rows if row["verdict"].metric == "accuracy"]
+    others = [row for row in rows if row["verdict"].metric != "accuracy"]
     return {
-        "accuracy": [row for row in rows if row["verdict"].metric == "accuracy"],
-        "others": [row for row in rows if row["verdict"].metric != "accuracy"],
-        "has": {
-            name for name, field in _FIELDS.items() if any(getattr(v, field) is not None for v in results.verdicts)
-        },
+        "accuracy": accuracy,
+        "others": others,
+        "has": _columns(accuracy),
+        "others_have": _columns(others),
         "notes": {note: list(dict.fromkeys(pairs)) for note, pairs in notes.items()},
     }
+
+
+def _columns(rows: list[dict[str, Any]]) -> set[str]:
+    """The columns that any of these rows fills."""
+    return {name for name, field in _FIELDS.items() if any(getattr(row["verdict"], field) is not None for row in rows)}
 
 
 def _row(results: Results, verdict: Verdict) -> dict[str, Any]:
