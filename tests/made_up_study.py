@@ -85,7 +85,7 @@ def _arms(methods: int) -> list[dict[str, Any]]:
                 "name": f"control-{control}-{name}",
                 "kind": "control",
                 "control_for": [name],
-                "title": f"{control.capitalize()} for {name}",
+                "title": f"control-{control}-{name}",
             }
             for control in CONTROLS
         ]

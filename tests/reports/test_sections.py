@@ -135,7 +135,7 @@ def test_pairs_join_the_seeds_that_both_have(run: Run) -> None:
     ]
     last = str(found["diagrams"][-1]["chart"])
     assert last.count("pair-line") == 5 + 5 + 5 + 4
-    assert dict(found["rows"])["More-data for gradnet-variant-2"][-1] == "–"
+    assert dict(found["rows"])["Training on all the data for gradnet-variant-2"][-1] == "–"
 
 
 def test_values_without_their_seeds_are_not_paired(study: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_values_without_their_seeds_are_not_paired(study: Path, tmp_path: Path) 
     shutil.copytree(study, copied)
     changed(copied, lambda document: document.update(failures=[]))
     found = seeds.seed_by_seed(read_run(copied))
-    assert found["unknown"] == ["More-data for gradnet-variant-2"]
+    assert found["unknown"] == ["Training on all the data for gradnet-variant-2"]
     assert str(found["diagrams"][-1]["chart"]).count("pair-line") == 15
 
 
@@ -155,7 +155,7 @@ def test_verdicts_show_all_that_was_tested(run: Run) -> None:
     assert first["mcnemar"] == "0.010, 0.020, 0.030, 0.040, 0.050"
     assert [row["test"] for row in found["accuracy"][:2]] == ["paired t", "paired t, Holm"]
     assert found["notes"] == {
-        "1 of 5 seeds failed": ["GradNet (gradnet-variant-2) against More-data for gradnet-variant-2"]
+        "1 of 5 seeds failed": ["GradNet (gradnet-variant-2) against Training on all the data for gradnet-variant-2"]
     }
 
 

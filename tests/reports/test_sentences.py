@@ -181,3 +181,15 @@ def test_failures_of_one_reason_are_one_line() -> None:
     failures = [{"arm": "gradnet", "seed": seed, "reason": "diverged"} for seed in (3, 1)]
     failures.append({"arm": "base", "seed": 0, "reason": "killed"})
     assert failed(results(failures=failures)) == ["gradnet, seeds 1, 3: diverged", "base, seed 0: killed"]
+
+
+def test_a_verdict_on_one_run_names_the_first_seed_that_both_have() -> None:
+    made = results(BASE_BETTER, seeds=3, failures=[{"arm": "gradnet", "seed": 0, "reason": "diverged"}])
+    values = made.arm("gradnet").metrics["accuracy"].model_copy(update={"values": [0.7, 0.7]})
+    complete = values.model_copy(update={"values": [0.7, 0.7, 0.7]})
+    arms = [
+        arm.model_copy(update={"metrics": {"accuracy": values if arm.name == "gradnet" else complete}})
+        for arm in made.arms
+    ]
+    made = made.model_copy(update={"arms": arms})
+    assert headline(made, made.arm("gradnet")).startswith("With seed 1, GradNet beats the base")

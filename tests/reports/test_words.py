@@ -57,3 +57,27 @@ def test_names_of_arms() -> None:
     titled = arm("control-finetune", "control", title="Base, fine-tuned")
     assert (words.arm_name(titled), words.arm_label(titled)) == ("fine-tuning", "Base, fine-tuned")
     assert words.arm_name(arm("something", "control")) == "something"
+    variant = arm("gradnet-wide", "method", method="gradnet", title="gradnet-wide")
+    assert words.arm_label(variant) == "GradNet (gradnet-wide)"
+    own = arm("control-finetune-gradnet-wide", "control", control_for=["gradnet-wide"])
+    assert (words.arm_name(own), words.arm_label(own)) == (
+        "fine-tuning for gradnet-wide",
+        "Fine-tuning for gradnet-wide",
+    )
+    titled = own.model_copy(update={"title": own.name})
+    assert words.arm_label(titled) == "Fine-tuning for gradnet-wide"
+
+
+def test_anchors_are_plain_and_metrics_have_names() -> None:
+    assert words.anchor("arm", "my arm (2)") == "arm-my-arm-2"
+    assert words.metric_name("ece_scaled") == "ECE, scaled"
+    assert words.metric_name("balanced_accuracy") == "Balanced accuracy"
+    assert words.metric_name("something_new") == "Something new"
+    assert (words.is_share("top5_accuracy"), words.is_share("nll")) == (True, False)
+    assert words.difference("nll", -0.0312) == "−0.0312"
+    assert words.difference("accuracy", 0.012) == "+1.2 points"
+
+
+def test_large_counts_are_short() -> None:
+    written = [words.large(value).replace("\u00a0", " ") for value in (None, 812.0, 24_100.0, 3.06e6, 1.2e9)]
+    assert written == ["–", "812", "24.1 thousand", "3.06 million", "1.2 billion"]

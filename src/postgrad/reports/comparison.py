@@ -23,10 +23,10 @@ from postgrad.evaluation.statistics import MIN_SEEDS, SIGNIFICANCE, mcnemar, pai
 from postgrad.files import write_atomic
 from postgrad.reports.diagrams import Pairs, paired_seeds
 from postgrad.reports.html import environment
+from postgrad.reports.paired import accuracy_by_seed
 from postgrad.reports.rundir import Run, read_run
 from postgrad.reports.schema import Arm
 from postgrad.reports.sections.leaderboard import written
-from postgrad.reports.sections.seeds import accuracy_by_seed
 
 _ABSENT = "not set"
 

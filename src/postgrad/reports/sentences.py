@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from postgrad.evaluation.statistics import MIN_SEEDS
+from postgrad.reports.paired import seed_of
 from postgrad.reports.schema import Arm, Results, Verdict
 from postgrad.reports.words import arm_name, p_value, points
 
@@ -46,7 +47,8 @@ def headline(results: Results, method: Arm) -> str:
     outcomes = [v.verdict for v in (*base[:1], *controls[:1])]
     joint = ", and " if len(set(outcomes)) == 1 else ", but "
     one_of_several = verdicts[0].scope == "run" and len(results.seeds) > 1
-    return f"{f'With seed {results.seeds[0]}, ' if one_of_several else ''}{arm_name(method)} {joint.join(clauses)}."
+    start = f"With seed {seed_of(results, verdicts[0])}, " if one_of_several else ""
+    return f"{start}{arm_name(method)} {joint.join(clauses)}."
 
 
 def summary(results: Results) -> str:
@@ -59,7 +61,7 @@ def summary(results: Results) -> str:
     over_base = [v for v in found if any(results.arm(x.control).kind == "base" and x.verdict == "better" for x in v)]
     over_all = [v for v in over_base if len(v) > 1 and all(x.verdict == "better" for x in v)]
     of_run = any(v and v[0].scope == "run" for v in found) and len(results.seeds) > 1
-    start = f"With seed {results.seeds[0]}, of" if of_run else "Of"
+    start = "With the first seed alone, of" if of_run else "Of"
     if not over_base:
         return f"{start} {len(found)} methods, none measurably beats the base."
     if len(over_all) == len(found):
@@ -138,7 +140,7 @@ def _numbers(verdict: Verdict) -> str:
 def _of_run(results: Results, verdict: Verdict) -> str:
     """The numbers, with the seed where they speak for one of several alone."""
     alone = verdict.scope == "run" and len(results.seeds) > 1
-    return f"seed {results.seeds[0]}: {_numbers(verdict)}" if alone else _numbers(verdict)
+    return f"seed {seed_of(results, verdict)}: {_numbers(verdict)}" if alone else _numbers(verdict)
 
 
 def _mean_over_seeds(results: Results, verdict: Verdict) -> Iterator[str]:
@@ -146,7 +148,7 @@ def _mean_over_seeds(results: Results, verdict: Verdict) -> Iterator[str]:
     for other in results.verdicts:
         same = (other.method, other.control, other.metric) == (verdict.method, verdict.control, verdict.metric)
         if same and verdict.scope == "run" and other.scope == "method" and len(results.seeds) > 1:
-            yield f"{len(results.seeds)} seeds: {points(other.difference, sign=True)}"
+            yield f"{other.n_seeds or len(results.seeds)} seeds: {points(other.difference, sign=True)}"
 
 
 def _control(results: Results, verdict: Verdict) -> str:

@@ -26,12 +26,15 @@ def arm_name(arm: Arm) -> str:
         title = METHODS[arm.method].title.partition(":")[0]
         # A study may hold one method several times, with other options each: then their own names tell them apart.
         return title if arm.name == arm.method else f"{title} ({arm.name})"
-    return _ARM_NAMES.get(arm.name) or arm.title or arm.name
+    plain = arm.name.removesuffix(f"-{arm.control_for[0]}") if len(arm.control_for) == 1 else arm.name
+    if plain in _ARM_NAMES:
+        return _ARM_NAMES[plain] if plain == arm.name else f"{_ARM_NAMES[plain]} for {arm.control_for[0]}"
+    return arm.title or arm.name
 
 
 def arm_label(arm: Arm) -> str:
     """The arm as a label: its own title, or "Base", "Fine-tuning", "GradNet"."""
-    name = arm_name(arm) if arm.kind == "method" or not arm.title else arm.title
+    name = arm_name(arm) if arm.kind == "method" or arm.title in (None, arm.name) else str(arm.title)
     name = name.removeprefix("the ").removeprefix("an ")
     return name[:1].upper() + name[1:]
 

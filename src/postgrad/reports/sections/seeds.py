@@ -6,6 +6,7 @@ from typing import Any
 
 import postgrad.reports.words as words
 from postgrad.reports.diagrams import Pairs, paired_seeds
+from postgrad.reports.paired import accuracy_by_seed
 from postgrad.reports.rundir import Run
 from postgrad.reports.schema import Arm, Results
 from postgrad.reports.sentences import methods
@@ -25,16 +26,6 @@ def seed_by_seed(run: Run) -> dict[str, Any]:
     diagrams = [chart for method in methods(results) for chart in _diagrams(results, method, found)]
     unknown = [words.arm_label(results.arm(name)) for name, by_seed in found.items() if not by_seed]
     return {"rows": rows, "diagrams": diagrams, "unknown": unknown}
-
-
-def accuracy_by_seed(results: Results, arm: Arm) -> dict[int, float]:
-    """The accuracy at each seed that the arm has; empty where the failures do not say which seeds it lacks."""
-    values = arm.metrics["accuracy"].values
-    failed = {failure.seed for failure in results.failures if failure.arm == arm.name}
-    for seeds in (results.seeds, [seed for seed in results.seeds if seed not in failed]):
-        if len(seeds) == len(values):
-            return dict(zip(seeds, values, strict=True))
-    return {}
 
 
 def _diagrams(results: Results, method: Arm, found: dict[str, dict[int, float]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import postgrad.reports.words as words
 from postgrad.evaluation.statistics import SIGNIFICANCE
+from postgrad.reports.paired import seed_of
 from postgrad.reports.rundir import Run
 from postgrad.reports.schema import Results, Verdict
 from postgrad.reports.sections.leaderboard import WORDS
@@ -50,7 +51,7 @@ def _columns(rows: list[dict[str, Any]]) -> set[str]:
 
 def _row(results: Results, verdict: Verdict) -> dict[str, Any]:
     metric = verdict.metric
-    about = "the method" if verdict.scope == "method" else f"seed {results.seeds[0]} alone"
+    about = "the method" if verdict.scope == "method" else f"seed {seed_of(results, verdict)} alone"
     return {
         "verdict": verdict,
         "method": words.arm_label(results.arm(verdict.method)),
