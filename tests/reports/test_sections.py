@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -187,6 +188,15 @@ def test_other_data_has_a_table_and_histograms_where_scores_were_kept(run: Run) 
 def test_histograms_hold_shares_of_each_side() -> None:
     drawing = str(diagrams.histogram_pair(np.zeros(10), np.ones(90), label="a", style="base"))
     assert drawing.count("V8.0") == 2  # both reach the top: all of each side lies in one bin
+
+
+def test_infinite_scores_are_left_out_and_missing_ones_have_no_histogram(run: Run) -> None:
+    kept = {"inside/energy": np.array([1.0, np.inf]), "noise/energy": np.array([0.0]), "inside/max_logit": np.ones(3)}
+    changed_run = dataclasses.replace(run, outside={"base": kept})
+    kmnist, noise = outside.outside(changed_run, histograms=True)
+    assert kmnist["histograms"] == []
+    ((arm, panels),) = [(found["label"], found["panels"]) for found in noise["histograms"]]
+    assert (arm, [panel["score"] for panel in panels]) == ("Base", ["energy"])
 
 
 def test_corruptions_keep_a_share_of_the_clean_accuracy(run: Run) -> None:

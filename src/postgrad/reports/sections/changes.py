@@ -53,9 +53,7 @@ def _change(run: Run, base: Arm, method: Arm, images: bool, maps: bool) -> dict[
 
 def _confusion(run: Run, base: Arm, method: Arm, names: Sequence[str]) -> dict[str, Any]:
     """The mean over seeds of the method's confusion minus the base's: a map, or a list where classes are many."""
-    found = [
-        counts for seed in run.results.seeds if (counts := _counts(run, base, method, seed, len(names))) is not None
-    ]
+    found = [counts for seed in run.results.seeds if (counts := _counts(run, base, method, seed)) is not None]
     change = np.mean(found, axis=0)
     largest = diagrams.largest_changes(change, _LISTED)
     return {
@@ -66,7 +64,7 @@ def _confusion(run: Run, base: Arm, method: Arm, names: Sequence[str]) -> dict[s
     }
 
 
-def _counts(run: Run, base: Arm, method: Arm, seed: int, classes: int) -> NDArray[np.float64] | None:
+def _counts(run: Run, base: Arm, method: Arm, seed: int) -> NDArray[np.float64] | None:
     pair = [run.predictions_of(arm.name, seed) for arm in (base, method)]
     if any(found is None for found in pair):
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 import postgrad.reports.words as words
 from postgrad.reports.diagrams import histogram_pair
 from postgrad.reports.groups import shown_alone
@@ -62,19 +64,21 @@ def _cell(score: OutsideScore | None) -> dict[str, Any] | None:
 def _histograms(run: Run, name: str) -> list[dict[str, Any]]:
     result = []
     for arm in shown_alone(run.results.arms, list(run.outside), methods=2):
-        scores = run.outside[arm.name]
-        label = words.arm_label(arm)
-        panels = [
-            {
-                "anchor": words.anchor("histogram", f"{name}-{arm.name}-{key}"),
-                "score": title,
-                "chart": histogram_pair(
-                    scores[f"inside/{key}"], scores[f"{name}/{key}"], label=f"{label}, {title}", style=arm.kind
-                ),
-            }
-            for key, title in SCORES.items()
-            if f"inside/{key}" in scores and f"{name}/{key}" in scores
-        ]
+        panels = [panel for key in SCORES if (panel := _panel(run, arm, name, key))]
         if panels:
-            result.append({"label": label, "panels": panels})
+            result.append({"label": words.arm_label(arm), "panels": panels})
     return result
+
+
+def _panel(run: Run, arm: Arm, name: str, score: str) -> dict[str, Any] | None:
+    """One histogram; None where this score was not kept. Infinite values of a score have no place on its axis."""
+    scores = run.outside[arm.name]
+    kept = [scores.get(f"{of}/{score}") for of in ("inside", name)]
+    sides = [values[np.isfinite(values)] for values in kept if values is not None]
+    if len(sides) < 2 or not all(len(values) for values in sides):
+        return None
+    return {
+        "anchor": words.anchor("histogram", f"{name}-{arm.name}-{score}"),
+        "score": SCORES[score],
+        "chart": histogram_pair(*sides, label=f"{words.arm_label(arm)}, {SCORES[score]}", style=arm.kind),
+    }
