@@ -59,9 +59,9 @@ def _row(results: Results, verdict: Verdict) -> dict[str, Any]:
         "metric": words.metric_name(metric),
         "difference": words.difference(metric, verdict.difference),
         "interval": _ends(metric, verdict.ci95),
-        "p": words.MISSING if verdict.p is None else words.p_value(verdict.p),
+        "p": _p(verdict.p),
         "test": _test(results, verdict),
-        "wilcoxon": words.MISSING if verdict.wilcoxon_p is None else words.p_value(verdict.wilcoxon_p),
+        "wilcoxon": _p(verdict.wilcoxon_p),
         "mcnemar": _mcnemar(verdict.mcnemar_p),
         "bootstrap": _ends(metric, verdict.bootstrap_ci95),
         "seeds": None if verdict.n_seeds is None else words.plural(verdict.n_seeds, "seed"),
@@ -93,11 +93,16 @@ def _detectable(metric: str, value: float | None) -> str:
     return words.points(value) if words.is_share(metric) else words.decimal(value, 4)
 
 
+def _p(value: float | None) -> str:
+    """A p value under a heading that says what it is: 0.003, < 0.001."""
+    return words.MISSING if value is None else words.p_value(value).removeprefix("p ").removeprefix("= ")
+
+
 def _mcnemar(p_values: list[float] | None) -> str:
     """The p of each seed, or a count of the small ones where there are many."""
     if not p_values:
         return words.MISSING
     if len(p_values) <= _LISTED:
-        return ", ".join(words.p_value(p).removeprefix("p ").removeprefix("= ") for p in p_values)
+        return ", ".join(map(_p, p_values))
     small = sum(p < SIGNIFICANCE for p in p_values)
     return f"below {SIGNIFICANCE} in {small} of {len(p_values)}"
