@@ -20,7 +20,7 @@ from postgrad.artifacts import save_tensors
 from postgrad.errors import UserError
 from postgrad.files import locked, write_atomic
 from postgrad.models.weights import load_weights
-from postgrad.studies.memory import peak_memory
+from postgrad.memory import peak_memory
 from postgrad.training import History, Recipe
 from postgrad.training.state import copy_of_weights
 
