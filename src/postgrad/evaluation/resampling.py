@@ -22,12 +22,16 @@ Statistic = Callable[[Array], Mapping[str, Array]]
 """From counts (resamples, N) to one value for each resample, by name."""
 
 
-def drawn_counts(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Array]:
-    """How often each of n images is drawn in each resample, (some resamples, n) at a time."""
+def rows_at_a_time(*numbers: int) -> int:
+    """How many resamples of so many images (of several sets together) are worked on at a time."""
+    return max(1, min(RESAMPLES, _CHUNK // sum(numbers)))
+
+
+def drawn_counts(n: int, *, rows_each: int, seed: int = 0) -> Iterator[Array]:
+    """How often each of n images is drawn in each of 1,000 resamples, (rows_each, n) at a time."""
     generator = np.random.default_rng(seed)
-    at_a_time = max(1, _CHUNK // n)
-    for start in range(0, resamples, at_a_time):
-        rows = range(start, min(start + at_a_time, resamples))
+    for start in range(0, RESAMPLES, rows_each):
+        rows = range(start, min(start + rows_each, RESAMPLES))
         yield np.stack([np.bincount(generator.integers(0, n, n), minlength=n) for _ in rows]).astype(np.float64)
 
 
@@ -39,7 +43,7 @@ def intervals(statistic: Statistic, n: int, *, seed: int = 0) -> dict[str, tuple
 
     A resample in which a value means nothing (NaN) has no say in it.
     """
-    drawn = [statistic(counts) for counts in drawn_counts(n, seed=seed)]
+    drawn = [statistic(counts) for counts in drawn_counts(n, rows_each=rows_at_a_time(n), seed=seed)]
     return percentiles({name: np.concatenate([part[name] for part in drawn]) for name in drawn[0]})
 
 
