@@ -56,12 +56,17 @@ def outside_images(
     """
     if name in MADE:
         return Outside(name, MADE[name](like, np.random.default_rng(seed)), "made in the size of the test images")
-    kind, _, value = name.partition(":")
-    if name not in DATASETS and not (kind in ("folder", "npz") and value):
-        raise unknown_name("outside data set", name, [*DATASETS, *MADE])
+    check_outside(name)
     height, width = like.images.shape[2:]
     found = load_images(name, data_dir=data_dir, limit=len(like), size=max(height, width), memory=memory)
     return matched(name, found.images, like.images)
+
+
+def check_outside(name: str) -> None:
+    """Refuse a name that `outside_images` does not know."""
+    kind, _, value = name.partition(":")
+    if name not in MADE and name not in DATASETS and not (kind in ("folder", "npz") and value):
+        raise unknown_name("outside data set", name, [*DATASETS, *MADE])
 
 
 def matched(name: str, images: Tensor, like: Tensor) -> Outside:

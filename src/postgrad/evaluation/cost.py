@@ -20,13 +20,11 @@ _MEMORY_SECONDS = 0.002
 
 
 class Classifier(Protocol):
-    """What is timed: anything that predicts, and says how large it is and how often it runs its network per image."""
+    """What is timed: anything that predicts.
 
-    @property
-    def inference_passes(self) -> int: ...
-
-    @property
-    def num_parameters(self) -> int: ...
+    Its attributes `num_parameters` and `inference_passes` (how often it runs its network per image) are taken as the
+    numbers that they are; None where it has none.
+    """
 
     def predict_proba(self, images: Any) -> Any: ...
 
@@ -36,11 +34,7 @@ def measure_cost(classifier: Classifier, images: Any) -> dict[str, Any]:
 
     Give as many images as fit one batch, so that the time is that of a busy classifier and not of one call's overhead.
     """
-    return {
-        "inference_ms_per_image": latency_ms(classifier, images) / len(images),
-        "inference_passes": classifier.inference_passes,
-        "parameters": classifier.num_parameters,
-    }
+    return _size(classifier, latency_ms(classifier, images) / len(images))
 
 
 def inference_cost(classifier: Classifier, images: Any) -> dict[str, Any]:
@@ -57,11 +51,12 @@ def inference_cost(classifier: Classifier, images: Any) -> dict[str, Any]:
     adds) and `file_bytes` (of all that `save` writes).
     """
     batch = images[[index % len(images) for index in range(TIMED_IMAGES)]]
+    latency = latency_ms(classifier, batch)
     return {
-        **measure_cost(classifier, batch),
+        **_size(classifier, latency / len(batch)),
         "multiply_adds": multiply_adds(classifier, batch[:_COUNTED_IMAGES]),
         "latency_ms_1": latency_ms(classifier, batch[:1]),
-        "latency_ms_256": latency_ms(classifier, batch),
+        "latency_ms_256": latency,
         "inference_memory_mb": _memory_mb(classifier, batch),
         "file_bytes": file_bytes(classifier),
     }
@@ -100,6 +95,14 @@ def file_bytes(classifier: Any) -> int | None:
     with tempfile.TemporaryDirectory() as folder:
         classifier.save(Path(folder) / "classifier")
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+def _size(classifier: Classifier, ms_per_image: float) -> dict[str, Any]:
+    return {
+        "inference_ms_per_image": ms_per_image,
+        "inference_passes": getattr(classifier, "inference_passes", None),
+        "parameters": getattr(classifier, "num_parameters", None),
+    }
 
 
 def _memory_mb(classifier: Classifier, images: Any) -> float:
