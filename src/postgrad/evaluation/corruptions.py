@@ -21,7 +21,7 @@ from torch import Tensor
 from postgrad.data.inputs import image_tensor
 from postgrad.errors import UserError, unknown_name
 from postgrad.evaluation.metrics import BINS, Outcomes, bin_of, outcomes, summarise
-from postgrad.evaluation.resampling import Array, Statistic
+from postgrad.evaluation.resampling import Array
 from postgrad.evaluation.scorecard import Card, with_intervals
 
 _AT_A_TIME = 1000
@@ -121,10 +121,6 @@ def _card(found: Outcomes, right_before: NDArray[np.bool_], kept: NDArray[np.boo
     values = {name: whole[name] for name in ("accuracy", "nll", "ece")}
     if right_before.any():
         values["kept"] = float(kept.sum() / right_before.sum())
-    return with_intervals(values, _statistic(found, right_before, kept), len(found))
-
-
-def _statistic(found: Outcomes, right_before: NDArray[np.bool_], kept: NDArray[np.bool_]) -> Statistic:
     columns = np.column_stack([found.correct, found.loss, right_before, kept]).astype(np.float64)
     gap = found.correct - found.confidence
     in_bins = np.eye(BINS)[bin_of(found.confidence, BINS)] * gap[:, None]
@@ -132,14 +128,12 @@ def _statistic(found: Outcomes, right_before: NDArray[np.bool_], kept: NDArray[n
     def statistic(counts: Array) -> dict[str, Array]:
         total = counts.sum(axis=1)
         correct, loss, before, after = (counts @ columns).T
-        return {
-            "accuracy": correct / total,
-            "nll": loss / total,
-            "ece": np.abs(counts @ in_bins).sum(axis=1) / total,
-            "kept": np.divide(after, before, out=np.full_like(after, np.nan), where=before > 0),
-        }
+        drawn = {"accuracy": correct / total, "nll": loss / total, "ece": np.abs(counts @ in_bins).sum(axis=1) / total}
+        if "kept" in values:
+            drawn["kept"] = np.divide(after, before, out=np.full_like(after, np.nan), where=before > 0)
+        return drawn
 
-    return statistic
+    return with_intervals(values, statistic, len(found))
 
 
 def _known(name: str) -> Corruption:
