@@ -81,7 +81,9 @@ def test_salt_and_pepper_flips_its_share() -> None:
 def test_blur_is_scipys_and_grows_with_the_image() -> None:
     for side, sigma in ((32, 1.0), (64, 2.0), (8, 1.0)):
         images = smooth(2, 3, side)
-        expected = [[ndimage.gaussian_filter(c.astype(float), sigma, mode="nearest") for c in i] for i in images.numpy()]
+        expected = [
+            [ndimage.gaussian_filter(c.astype(float), sigma, mode="nearest") for c in i] for i in images.numpy()
+        ]
         assert np.abs(corrupt(images, "gaussian-blur", 5).numpy() - np.array(expected)).max() <= 0.51
 
 

@@ -109,7 +109,6 @@ def _score(options: Options) -> dict[str, Any]:
     if held_out is not None:
         validation = (held_out.images, labels_as_counted(held_out.labels, dataset, classifier.class_names))
     labels = labels_as_counted(dataset.test.labels, dataset, classifier.class_names)
-    say(f"{len(dataset.test)} test images of {dataset.name}")
     scored = score_all(
         classifier,
         dataset.test.images,
@@ -119,6 +118,7 @@ def _score(options: Options) -> dict[str, Any]:
         extras=extras,
         unfitted=unfitted,
     )
+    say(f"{len(dataset.test)} test images of {dataset.name}")
     for note in scored.document.get("notes", []):
         say(f"note: {note}")
     if options.output.out is not None:

@@ -125,10 +125,10 @@ def _hopskipjump(classifier: Any, x: Pixels, y: NDArray[np.int64], epsilon: floa
 
     estimator = _black_box(classifier, x.shape[1:])
     others = [np.flatnonzero(y != label) for label in y]
-    starts = [x[np.random.choice(each)] if len(each) else None for each in others]
+    starts = [x[np.random.choice(each)] for each in others if len(each)]
     settings: dict[str, Any] = {"norm": np.inf, "max_iter": _HOP_STEPS, "max_eval": _HOP_QUERIES, "verbose": False}
     attack = HopSkipJump(estimator, batch_size=_BATCH, **settings)
-    given = {} if any(start is None for start in starts) else {"x_adv_init": np.stack(starts)}
+    given = {"x_adv_init": np.stack(starts)} if len(starts) == len(x) else {}
     return _within(attack.generate(x, y=_one_hot(y, estimator.nb_classes), **given), x, epsilon)
 
 
@@ -140,9 +140,7 @@ ATTACKS: dict[str, Callable[[Any, Pixels, NDArray[np.int64], float], Pixels]] = 
 """Name -> from a classifier, images that it gets right, their labels and epsilon to attacked images."""
 
 
-def _one_after_the_other(
-    attacks: list[Any], estimator: Any, x: Pixels, y: NDArray[np.int64], epsilon: float
-) -> Pixels:
+def _one_after_the_other(attacks: list[Any], estimator: Any, x: Pixels, y: NDArray[np.int64], epsilon: float) -> Pixels:
     """What each attack changes for the worse among the images that those before it have left right."""
     attacked, left = x.copy(), np.arange(len(x))
     for attack in attacks:

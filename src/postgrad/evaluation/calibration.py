@@ -43,7 +43,7 @@ def fit_temperature(scores: ArrayLike, labels: ArrayLike, *, logits: bool = Fals
 
 
 def found_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float | None:
-    """`fit_temperature`, or None where every prediction is right: then the NLL only falls as T falls, without a minimum.
+    """`fit_temperature`, or None where every prediction is right: then the NLL falls with T, and has no minimum.
 
     >>> scorecard(probabilities, labels, temperature=found_temperature(validation_probabilities, validation_labels))
     """

@@ -24,7 +24,7 @@ from postgrad.evaluation.metrics import BINS, Outcomes, bin_of, outcomes, summar
 from postgrad.evaluation.resampling import Array
 from postgrad.evaluation.scorecard import Card, with_intervals
 
-_AT_A_TIME = 1000
+_NUMBERS_AT_A_TIME = 2**22
 _SIDE = 32
 """The side in pixels for which the sizes of blurs are given; larger images get a blur larger in proportion."""
 
@@ -55,10 +55,10 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0) -> Tenso
         raise UserError(f"severity: {name} has 1 to {len(corruption.amounts)}, got {severity}")
     stored = image_tensor(images)
     if stored.dtype != torch.uint8:
-        raise UserError(f"corruptions take stored images, uint8, got {stored.dtype}; give pixels from 0 to 255 as uint8")
+        raise UserError(f"corruptions take uint8 images, got {stored.dtype}; give pixels from 0 to 255")
     generator = np.random.default_rng([seed, zlib.crc32(name.encode()), severity])
     amount = corruption.amounts[severity - 1]
-    parts = (_changed(part, corruption, amount, generator) for part in stored.split(_AT_A_TIME))
+    parts = (_changed(part, corruption, amount, generator) for part in stored.split(max(1, _NUMBERS_AT_A_TIME // stored[0].numel())))
     return torch.cat(list(parts))
 
 
@@ -71,7 +71,7 @@ def corruption_names(word: str) -> list[str]:
     names: list[str] = []
     for part in word.split(","):
         part = part.strip()
-        names += GROUPS[part] if part in GROUPS else [part]
+        names += GROUPS.get(part, [part])
     for name in names:
         _known(name)
     return list(dict.fromkeys(names))

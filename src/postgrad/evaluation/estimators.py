@@ -28,7 +28,7 @@ class EstimatorClassifier:
 
     def __init__(self, estimator: Any, *, class_names: Sequence[str] | None = None) -> None:
         if not hasattr(estimator, "predict_proba"):
-            raise UserError(f"{type(estimator).__name__} has no predict_proba; calibrate it with CalibratedClassifierCV")
+            raise UserError(f"{type(estimator).__name__} has no predict_proba; CalibratedClassifierCV adds one")
         self.estimator = estimator
         self.classes_ = np.arange(len(estimator.classes_))
         if not np.array_equal(estimator.classes_, self.classes_):

@@ -47,7 +47,9 @@ class Outcomes:
 
     def take(self, indices: NDArray[np.intp]) -> Outcomes:
         """The outcomes of these images, which may repeat."""
-        return Outcomes(**{name: None if column is None else column[indices] for name, column in vars(self).items()})
+        columns: dict[str, Any] = vars(self)
+        chosen: dict[str, Any] = {name: None if c is None else c[indices] for name, c in columns.items()}
+        return Outcomes(**chosen)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _ece_equal_mass(images: Outcomes, bins: int) -> float:
     return float(np.abs(np.diff(equal_parts(mass, gaps, bins))).sum() / len(images))
 
 
-def equal_parts(mass: NDArray[Any], gaps: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+def equal_parts(mass: NDArray[Any], gaps: NDArray[Any], bins: int) -> NDArray[np.float64]:
     """The running sum of `gaps` at the borders of bins of equal mass, (bins + 1,)."""
     reached = np.concatenate([[0.0], np.cumsum(mass)])
     borders = np.linspace(0, reached[-1], bins + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def confidence_scores(classifier: Any, images: Any) -> dict[str, NDArray[np.floa
     return scores if norms is None else scores | {"gradient_norm": -norms}
 
 
-def missing_scores(scores: Mapping[str, Any], name: str) -> str | None:
+def missing_scores(scores: Collection[str], name: str) -> str | None:
     """One line on the scores that a classifier could not give; None if it gave all."""
     absent = [score for score in SCORES if score not in scores]
     reason = "it has no logits" if "max_logit" in absent else "torch has no gradient through it"

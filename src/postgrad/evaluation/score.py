@@ -137,9 +137,7 @@ def score_all(
     return Scored(document | ({"notes": notes} if notes else {}), probabilities, truth, confidences)
 
 
-def _temperature(
-    classifier: Any, validation: tuple[Any, Any] | None, unfitted: str
-) -> tuple[float | None, list[str]]:
+def _temperature(classifier: Any, validation: tuple[Any, Any] | None, unfitted: str) -> tuple[float | None, list[str]]:
     """The temperature that the validation images give, or why there is none."""
     if validation is None:
         return None, [f"no temperature and no scaled metrics: {unfitted}"]

@@ -36,9 +36,7 @@ def write_scored(
     assert dataset.test is not None
     arm = _arm_name(name)
     write_arrays(directory / "examples.npz", images=dataset.test.images[:_EXAMPLES])
-    write_arrays(
-        directory / arm / "test_predictions.npz", probabilities=scored.probabilities, labels=scored.labels
-    )
+    write_arrays(directory / arm / "test_predictions.npz", probabilities=scored.probabilities, labels=scored.labels)
     if scored.confidences:
         write_arrays(
             directory / arm / "outside_scores.npz",
