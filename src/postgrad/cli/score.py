@@ -119,6 +119,8 @@ def _score(options: Options) -> dict[str, Any]:
         unfitted=unfitted,
     )
     say(f"{len(dataset.test)} test images of {dataset.name}")
+    if Path(str(options.model.model)).is_file():
+        scored.document["cost"]["file_bytes"] = Path(str(options.model.model)).stat().st_size
     for note in scored.document.get("notes", []):
         say(f"note: {note}")
     if options.output.out is not None:
@@ -157,7 +159,7 @@ def _extras(options: Options, names: tuple[list[str], list[str]], dataset: Any) 
     where: dict[str, Any] = {"data_dir": data.data_dir, "memory": data.memory or "8GB", "seed": seed}
     outside = [outside_images(name, like=dataset.test, **where) for name in dict.fromkeys(others)]
     for each in outside:
-        say(f"{each.name}: {len(each.images)} images, matching: {each.matching}")
+        say(f"note: {each.name}: {len(each.images)} images, matching: {each.matching}")
     return Extras(
         outside=outside,
         corruptions=corruptions,
@@ -204,7 +206,9 @@ def _held_out(options: Options, dataset: Any) -> tuple[Any, str]:
         return None, reason
     if not Path(str(options.model.model)).expanduser().is_dir():
         say("note: the temperature is right only if the network was not trained on the images held back for it")
-    return dataset.train.subset(halves(dataset).method_validation), ""
+    held_out = dataset.train.subset(halves(dataset).method_validation)
+    say(f"note: the temperature is fitted on {len(held_out)} training images that are held back")
+    return held_out, ""
 
 
 def _not_held_out(options: Options) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -20,7 +21,7 @@ from postgrad.data.splits import limited
 from postgrad.errors import UserError, unknown_name
 from postgrad.evaluation.resampling import Array
 from postgrad.evaluation.scorecard import with_intervals
-from postgrad.models.network import NetworkClassifier
+from postgrad.models.network import NetworkClassifier, evaluating
 
 Pixels = NDArray[np.float32]
 """Images (n, C, H, W) in [0, 1]."""
@@ -192,11 +193,12 @@ def _white_box(classifier: Any, shape: tuple[int, ...]) -> Any:
     if not isinstance(classifier, NetworkClassifier):
         raise UserError("autoattack needs the gradients of a network, which this classifier has not; use square")
     on_gpu = classifier.device.type == "cuda"
-    network = deepcopy(classifier.model).to(classifier.device if on_gpu else "cpu").eval()
-    model = _OnPixels(network, classifier.preprocess)
-    probe = torch.zeros(1, *shape, device=classifier.device if on_gpu else "cpu", requires_grad=True)
-    if not model(probe).requires_grad:
+    if not _has_gradient(classifier, shape):
         raise UserError("autoattack needs gradients, and torch has none through this file; use square")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own, where it copies a program that it loaded
+        network = deepcopy(classifier.model)
+    model = _OnPixels(network.to(classifier.device if on_gpu else "cpu").eval(), classifier.preprocess)
     return PyTorchClassifier(
         model=model,
         loss=nn.CrossEntropyLoss(),
@@ -205,6 +207,12 @@ def _white_box(classifier: Any, shape: tuple[int, ...]) -> Any:
         clip_values=(0.0, 1.0),
         device_type="gpu" if on_gpu else "cpu",
     )
+
+
+def _has_gradient(classifier: NetworkClassifier, shape: tuple[int, ...]) -> bool:
+    with evaluating(classifier.model), torch.enable_grad():
+        x = classifier.inputs(torch.zeros(2, *shape)).requires_grad_()
+        return bool(classifier.model(x).requires_grad)
 
 
 def _black_box(classifier: Any, shape: tuple[int, ...]) -> Any:

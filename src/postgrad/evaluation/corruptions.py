@@ -58,7 +58,10 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0) -> Tenso
         raise UserError(f"corruptions take uint8 images, got {stored.dtype}; give pixels from 0 to 255")
     generator = np.random.default_rng([seed, zlib.crc32(name.encode()), severity])
     amount = corruption.amounts[severity - 1]
-    parts = (_changed(part, corruption, amount, generator) for part in stored.split(max(1, _NUMBERS_AT_A_TIME // stored[0].numel())))
+    parts = (
+        _changed(part, corruption, amount, generator)
+        for part in stored.split(max(1, _NUMBERS_AT_A_TIME // stored[0].numel()))
+    )
     return torch.cat(list(parts))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from sklearn.base import BaseEstimator
 
 from postgrad.memory import peak_memory, return_freed_memory
+from postgrad.models.network import NetworkClassifier
 
 TIMED_IMAGES = 256
 _TIMED_CALLS = 5
@@ -89,8 +90,10 @@ def multiply_adds(classifier: Classifier, images: Any) -> float | None:
 
 
 def file_bytes(classifier: Any) -> int | None:
-    """The size of all files that `save` writes; None for a classifier that cannot be saved."""
+    """The size of all files that `save` writes; None for a classifier that cannot be saved, as an ONNX graph cannot."""
     if not hasattr(classifier, "save"):
+        return None
+    if isinstance(classifier, NetworkClassifier) and next(classifier.model.parameters(), None) is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         classifier.save(Path(folder) / "classifier")
