@@ -16,7 +16,7 @@ import postgrad.progress
 from gradient_benchmark.peers import quieten
 from gradient_benchmark.setting import Setting
 from gradient_benchmark.works import Bench, Case, Choices
-from postgrad.studies.memory import peak_memory
+from postgrad.memory import peak_memory
 
 WARM_UP_IMAGES = 2
 _PRELOADED = ["torch", "postgrad.methods.gradnet", "postgrad.data.datasets", "backpack", "opacus.grad_sample"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from postgrad._loading import load as load
     from postgrad.errors import UserError as UserError
+    from postgrad.evaluation.score import score as score
     from postgrad.gradients import per_sample_gradients as per_sample_gradients
     from postgrad.methods.edges import edge_importance as edge_importance
     from postgrad.methods.edges import important_edges as important_edges
@@ -27,6 +28,7 @@ _PUBLIC = {
     "load": "postgrad._loading",
     "per_sample_gradients": "postgrad.gradients",
     "save": "postgrad.models.checkpoints",
+    "score": "postgrad.evaluation.score",
     "training_only": "postgrad.methods.edges",
 }
 """Public name -> the module it lives in; imported on first use, so that `import postgrad` takes no time."""
@@ -41,6 +43,7 @@ __all__ = [
     "load",
     "per_sample_gradients",
     "save",
+    "score",
     "training_only",
 ]
 

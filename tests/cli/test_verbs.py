@@ -78,7 +78,7 @@ def test_score_prints_the_scorecard(trained: Path, capsys: pytest.CaptureFixture
     assert "accuracy" in capsys.readouterr().out
     assert main([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert set(document) == {"metrics", "cost"}
+    assert set(document) == {"metrics", "cost", "per_class_accuracy", "confusion", "temperature"}
     low, high = document["metrics"]["accuracy"]["ci95"]
     assert low < document["metrics"]["accuracy"]["mean"] < high
     assert document["metrics"]["accuracy"]["mean"] > 0.5

@@ -41,6 +41,62 @@ def test_agrees_with_scikit_learn(seed: int) -> None:
     )
 
 
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(6, 12))
+@settings(max_examples=20, deadline=None)
+def test_top5_and_balanced_accuracy_are_scikit_learns(seed: int, classes: int) -> None:
+    p, y = random_case(seed, classes=classes)
+    expected = sklearn_metrics.top_k_accuracy_score(y, p, k=5, labels=np.arange(classes))
+    assert metrics.top5_accuracy(p, y) == pytest.approx(expected, abs=1e-12)
+    assert metrics.balanced_accuracy(p, y) == pytest.approx(
+        sklearn_metrics.balanced_accuracy_score(y, p.argmax(1)), abs=1e-12
+    )
+
+
+def test_top5_of_equal_probabilities_counts_the_first_five() -> None:
+    p = np.full((6, 6), 1 / 6)
+    assert metrics.top5_accuracy(p, np.arange(6)) == pytest.approx(5 / 6)
+    with pytest.raises(UserError, match="five classes or fewer"):
+        metrics.top5_accuracy(np.full((2, 5), 0.2), [0, 1])
+
+
+@given(seed=st.integers(0, 2**32 - 1), bins=st.integers(1, 30))
+@settings(max_examples=15, deadline=None)
+def test_ece_is_that_of_torchmetrics(seed: int, bins: int) -> None:
+    from postgrad._compat import prepare_torchvision
+
+    prepare_torchvision()
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    p, y = random_case(seed)
+    exact = torch.from_numpy(p)
+    expected = multiclass_calibration_error(exact, torch.from_numpy(y), num_classes=5, n_bins=bins, norm="l1")
+    assert metrics.ece(p, y, bins=bins) == pytest.approx(float(expected), abs=1e-6)
+
+
+def brute_force_equal_mass(p: np.ndarray, y: np.ndarray, bins: int) -> float:
+    """For images whose number the bins divide and whose confidences differ."""
+    order = np.argsort(p.max(1))
+    gap = ((p.argmax(1) == y) - p.max(1).astype(np.float64))[order]
+    return float(np.abs(gap.reshape(bins, -1).sum(1)).sum() / len(y))
+
+
+@given(seed=st.integers(0, 2**32 - 1), bins=st.sampled_from([1, 3, 15, 60]))
+@settings(max_examples=20, deadline=None)
+def test_equal_mass_ece_equals_brute_force(seed: int, bins: int) -> None:
+    p, y = random_case(seed, n=60)
+    assert metrics.ece_equal_mass(p, y, bins=bins) == pytest.approx(brute_force_equal_mass(p, y, bins), abs=1e-12)
+
+
+def test_equal_mass_ece_does_not_see_the_order_of_ties() -> None:
+    generator = np.random.default_rng(0)
+    confidence = generator.choice([0.6, 0.7, 0.9], 100)
+    p, y = np.column_stack([confidence, 1 - confidence]), generator.integers(0, 2, 100)
+    shuffled = generator.permutation(100)
+    assert metrics.ece_equal_mass(p, y) == pytest.approx(metrics.ece_equal_mass(p[shuffled], y[shuffled]), abs=1e-12)
+    assert brute_force_equal_mass(p[shuffled], y[shuffled], 20) != pytest.approx(brute_force_equal_mass(p, y, 20))
+
+
 def test_brier_of_two_classes_is_twice_scikit_learns() -> None:
     p, y = random_case(3, classes=2)
     assert metrics.brier(p, y) == pytest.approx(2 * sklearn_metrics.brier_score_loss(y, p[:, 1]), rel=1e-5)
@@ -51,6 +107,14 @@ def test_brier_of_two_classes_is_twice_scikit_learns() -> None:
 def test_aurc_equals_brute_force(seed: int) -> None:
     p, y = random_case(seed, n=60)
     assert metrics.aurc(p, y) == pytest.approx(brute_force_aurc(p.max(1), p.argmax(1) == y), abs=1e-12)
+
+
+def test_risk_coverage_by_hand() -> None:
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.6, 0.4]])
+    coverage, risk = metrics.risk_coverage(p, [0, 1, 0, 1])
+    np.testing.assert_allclose(coverage, [0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(risk, [0, 1 / 2, 1.5 / 3, 2 / 4])
+    assert metrics.aurc(p, [0, 1, 0, 1]) == pytest.approx(risk.mean())
 
 
 def test_aurc_of_ties_is_the_mean_over_random_orders() -> None:
@@ -95,7 +159,8 @@ def test_calibrated_probabilities_have_little_calibration_error() -> None:
 def test_perfect_and_uniform_classifiers() -> None:
     y = np.array([0, 1, 2, 3])
     perfect = metrics.summarise(metrics.outcomes(np.eye(4), y))
-    assert perfect == {"accuracy": 1.0, "nll": 0.0, "ece": 0.0, "brier": 0.0, "aurc": 0.0}
+    higher = {"accuracy": 1.0, "balanced_accuracy": 1.0}
+    assert perfect == higher | dict.fromkeys(("nll", "ece", "ece_equal_mass", "brier", "aurc"), 0.0)
     uniform = np.full((4, 4), 0.25)
     assert metrics.nll(uniform, y) == pytest.approx(np.log(4))
     assert metrics.brier(uniform, y) == pytest.approx(0.75)

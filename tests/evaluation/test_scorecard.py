@@ -1,16 +1,15 @@
-"""The scorecard's shape, its intervals' coverage, and the cost of a prediction."""
+"""The scorecard's shape and its intervals' coverage."""
 
 from __future__ import annotations
-
-import time
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from postgrad.evaluation import metrics
-from postgrad.evaluation.scorecard import across_seeds, measure_cost, scorecard
+from postgrad.evaluation.calibration import apply_temperature
+from postgrad.evaluation.scorecard import across_seeds, class_scores, scorecard
+from postgrad.evaluation.statistics import HIGHER_IS_BETTER
 
 
 def case(seed: int, n: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -22,10 +21,10 @@ def case(seed: int, n: int = 300) -> tuple[np.ndarray, np.ndarray]:
 def test_every_metric_with_an_interval_around_it() -> None:
     p, y = case(0)
     card = scorecard(p, y)
-    assert list(card) == ["accuracy", "nll", "ece", "brier", "aurc"]
+    assert list(card) == ["accuracy", "balanced_accuracy", "nll", "ece", "ece_equal_mass", "brier", "aurc"]
     assert card["accuracy"]["mean"] == metrics.accuracy(p, y)
     assert card["aurc"]["values"] == [metrics.aurc(p, y)]
-    for name in ("accuracy", "nll", "brier", "aurc"):
+    for name in ("accuracy", "balanced_accuracy", "nll", "brier", "aurc"):
         low, high = card[name]["ci95"]
         assert low < card[name]["mean"] < high
         assert (card[name]["ci_over"], card[name]["n_seeds"]) == ("images", 1)
@@ -57,19 +56,33 @@ def test_a_single_seed_keeps_its_interval_over_images() -> None:
     assert across_seeds([card]) == card
 
 
-class Sleeper:
-    inference_passes = 11
-    num_parameters = 1234
+def test_scaled_metrics_are_those_of_the_scaled_probabilities() -> None:
+    p, y = case(0)
+    card = scorecard(p, y, temperature=1.7)
+    scaled = apply_temperature(p, 1.7)
+    for name in ("nll", "ece", "ece_equal_mass", "brier"):
+        assert card[f"{name}_scaled"]["mean"] == getattr(metrics, name)(scaled, y)
+        low, high = card[f"{name}_scaled"]["ci95"]
+        assert low < high
+    assert {name: card[name] for name in scorecard(p, y)} == scorecard(p, y)
+    assert scorecard(p, y, temperature=1.0)["nll_scaled"]["ci95"] == pytest.approx(card["nll"]["ci95"])
 
-    def __init__(self) -> None:
-        self.calls = 0
 
-    def predict_proba(self, images: Any) -> None:
-        self.calls += 1
-        time.sleep(0.2 if self.calls in (1, 3) else 0.02)
+def test_every_metric_has_a_direction_and_stays_in_range_over_seeds() -> None:
+    cards = [scorecard(*case(seed, 30), temperature=0.3) for seed in range(2)]
+    combined = across_seeds(cards)
+    assert set(combined) <= set(HIGHER_IS_BETTER)
+    assert combined["nll_scaled"]["ci95"][1] > 1
+    assert all(entry["ci95"][1] <= 1 for name, entry in combined.items() if not name.startswith(("nll", "brier")))
 
 
-def test_cost_is_the_median_of_warm_calls() -> None:
-    cost = measure_cost(Sleeper(), range(10))
-    assert 2.0 <= cost["inference_ms_per_image"] < 10.0
-    assert (cost["inference_passes"], cost["parameters"]) == (11, 1234)
+def test_each_class_has_its_own_interval() -> None:
+    p, y = case(0)
+    scores = class_scores(p[y != 2], y[y != 2], list("abcd"))
+    assert scores["c"] is None
+    first = scores["a"]
+    assert first is not None
+    right = (p[y == 0].argmax(1) == 0).mean()
+    assert first["mean"] == pytest.approx(right)
+    half = 1.96 * np.sqrt(right * (1 - right) / (y == 0).sum())
+    assert first["ci95"] == pytest.approx([right - half, right + half], abs=0.03)

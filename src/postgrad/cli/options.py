@@ -17,7 +17,7 @@ from postgrad.studies.config import PREPROCESS_FIELDS, RunConfig
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def _converted(convert: Callable[[str], Any], metavar: str) -> tuple[Any, Any]:
+def converted(convert: Callable[[str], Any], metavar: str) -> tuple[Any, Any]:
     """What tyro needs to know of a value that one word gives: how it is read, and how `--help` calls it."""
     reading = tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -73,17 +73,17 @@ def _numbers(word: str) -> tuple[float, ...]:
 
 
 # What is not given is None, so that a recipe's word stands where the command line is silent.
-Spec = Annotated[str | None, *_converted(_text, "MODEL")]
-Name = Annotated[str | None, *_converted(_text, "NAME")]
-Text = Annotated[str | None, *_converted(_text, "TEXT")]
-Amount = Annotated[str | None, *_converted(_text, "AMOUNT")]
-Time = Annotated[str | None, *_converted(_text, "TIME")]
-Numbers = Annotated[tuple[float, ...] | None, *_converted(_numbers, "X,X,X")]
-File = Annotated[Path | None, *_converted(_path, "FILE")]
-Folder = Annotated[Path | None, *_converted(_path, "DIR")]
-Count = Annotated[int | None, *_converted(_count, "N")]
-Seed = Annotated[int | None, *_converted(_seed, "N")]
-Number = Annotated[float | None, *_converted(_number, "X")]
+Spec = Annotated[str | None, *converted(_text, "MODEL")]
+Name = Annotated[str | None, *converted(_text, "NAME")]
+Text = Annotated[str | None, *converted(_text, "TEXT")]
+Amount = Annotated[str | None, *converted(_text, "AMOUNT")]
+Time = Annotated[str | None, *converted(_text, "TIME")]
+Numbers = Annotated[tuple[float, ...] | None, *converted(_numbers, "X,X,X")]
+File = Annotated[Path | None, *converted(_path, "FILE")]
+Folder = Annotated[Path | None, *converted(_path, "DIR")]
+Count = Annotated[int | None, *converted(_count, "N")]
+Seed = Annotated[int | None, *converted(_seed, "N")]
+Number = Annotated[float | None, *converted(_number, "X")]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postgrad.cli.console import table
 
 NONE = "–"
+_READABLE_CLASSES = 20
 
 
 def improvement_table(results: Mapping[str, Any]) -> str:
@@ -23,11 +24,58 @@ def improvement_table(results: Mapping[str, Any]) -> str:
     return "\n".join([parts[0], "", *parts[1:]])
 
 
-def score_table(metrics: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
-    """A scorecard for people."""
-    rows = [[name, f"{metric['mean']:.4f}", interval(metric)] for name, metric in metrics.items()]
-    rows += [[name.replace("_", " "), number(value), ""] for name, value in cost.items() if value is not None]
-    return table(["", "value", "95 % interval"], rows)
+def score_table(document: Mapping[str, Any]) -> str:
+    """A scorecard for people: the metrics and costs, then a table for each thing that was asked for."""
+    rows = [[name, f"{metric['mean']:.4f}", interval(metric)] for name, metric in document["metrics"].items()]
+    rows += [["temperature", f"{value:.4f}", ""] for value in document.get("temperature", [])]
+    rows += [[name.replace("_", " "), number(v), ""] for name, v in document["cost"].items() if v is not None]
+    parts = [table(["", "value", "95 % interval"], rows)]
+    parts += [_classes_table(document["per_class_accuracy"])]
+    parts += [_outside_table(document["outside"])] if "outside" in document else []
+    parts += [_corruptions_table(document)] if "corruptions" in document else []
+    parts += [_attack_line(attack) for attack in document.get("attacks", [])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _classes_table(classes: Mapping[str, Any]) -> str:
+    """The accuracy within each class, where there are few enough to read."""
+    if len(classes) > _READABLE_CLASSES:
+        return ""
+    rows = [[name, f"{m['mean']:.4f}", interval(m)] if m else [name, NONE, NONE] for name, m in classes.items()]
+    return table(["class", "accuracy", "95 % interval"], rows)
+
+
+def _outside_table(entries: Sequence[Mapping[str, Any]]) -> str:
+    names = ("auroc", "aupr_in", "aupr_out", "fpr95")
+    rows = [
+        [e["data"], e["score"], str(e["n"]), *(f"{e['metrics'][name]['mean']:.4f}" for name in names)] for e in entries
+    ]
+    return table(["outside data", "score", "images", "AUROC", "AUPR in", "AUPR out", "FPR95"], rows)
+
+
+def _corruptions_table(document: Mapping[str, Any]) -> str:
+    """One row for each corruption: the accuracy at each severity, and the mean share kept."""
+    entries, means = document["corruptions"], document["corruption_means"]
+    most = max(entry["severity"] for entry in entries)
+    rows = []
+    for name in dict.fromkeys(entry["corruption"] for entry in entries):
+        accuracies = [f"{e['metrics']['accuracy']['mean']:.4f}" for e in entries if e["corruption"] == name]
+        rows.append([name, *accuracies, *[""] * (most - len(accuracies)), *_mean_cells(means[name])])
+    rows.append(["all", *[""] * most, *_mean_cells(means["all"])])
+    severities = [f"accuracy at {severity}" if severity == 1 else str(severity) for severity in range(1, most + 1)]
+    return table(["corruption", *severities, "mean", "kept"], rows)
+
+
+def _mean_cells(means: Mapping[str, float]) -> list[str]:
+    return [f"{means['accuracy']:.4f}", f"{means['kept']:.4f}" if "kept" in means else NONE]
+
+
+def _attack_line(attack: Mapping[str, Any]) -> str:
+    before, after = attack["metrics"]["accuracy"], attack["metrics"]["robust_accuracy"]
+    return (
+        f"{attack['attack']}, each pixel changed by at most {attack['epsilon']:.4g}, on {attack['n']} images: accuracy "
+        f"{before['mean']:.4f} before, {after['mean']:.4f} ({interval(after)}) after"
+    )
 
 
 def interval(metric: Mapping[str, Any]) -> str:

@@ -55,5 +55,7 @@ def standardise_each(images: Tensor) -> Tensor:
     pixels = images.flatten(1)
     root = math.sqrt(pixels.shape[1])
     centred = pixels - pixels.mean(dim=1, keepdim=True)
-    std = torch.linalg.vector_norm(centred, dim=1, keepdim=True).div_(root)
-    return centred.div_(std.clamp_(min=1 / root)).view(images.shape)
+    std = torch.linalg.vector_norm(centred, dim=1, keepdim=True).div(root).clamp(min=1 / root)
+    # In place where nobody asks for a gradient through it: large fresh memory is slow.
+    scaled = centred / std if centred.requires_grad else centred.div_(std)
+    return scaled.view(images.shape)

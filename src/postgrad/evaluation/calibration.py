@@ -42,6 +42,16 @@ def fit_temperature(scores: ArrayLike, labels: ArrayLike, *, logits: bool = Fals
     return float(np.exp(found.x))
 
 
+def found_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float | None:
+    """`fit_temperature`, or None where every prediction is right: then the NLL falls with T, and has no minimum.
+
+    >>> scorecard(probabilities, labels, temperature=found_temperature(validation_probabilities, validation_labels))
+    """
+    if (np.asarray(probabilities).argmax(axis=1) == np.asarray(labels)).all():
+        return None
+    return fit_temperature(probabilities, labels)
+
+
 def apply_temperature(scores: ArrayLike, temperature: float, *, logits: bool = False) -> NDArray[np.float64]:
     """The probabilities softmax(z / T), shape (N, C), from probabilities or, with `logits=True`, from logits z."""
     if not temperature > 0:

@@ -10,7 +10,7 @@ Every function takes probabilities (N, C), rows that sum to one, and labels (N,)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,19 +18,25 @@ from numpy.typing import ArrayLike, NDArray
 from postgrad.errors import UserError
 
 BINS = 15
-"""Equal-width confidence bins of the expected calibration error and the reliability diagram."""
+"""Confidence bins of the expected calibration errors and the reliability diagram."""
+
+TOP = 5
+"""`top5_accuracy` asks whether the true class is among so many; it says nothing where there are no more classes."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What each image contributes to the metrics; all of them are functions of these five columns.
+    """What each image contributes to the metrics; all of them are functions of these columns.
 
-    `rank` orders images by confidence, 0 the most confident; equally confident images share a rank.
+    `rank` orders images by confidence, 0 the most confident; equally confident images share a rank. `in_top` is None
+    where there are five classes or fewer.
     """
 
+    label: NDArray[np.intp]
     correct: NDArray[np.bool_]
+    in_top: NDArray[np.bool_] | None
     confidence: NDArray[np.float64]
     loss: NDArray[np.float64]
     squared_error: NDArray[np.float64]
@@ -41,13 +47,9 @@ class Outcomes:
 
     def take(self, indices: NDArray[np.intp]) -> Outcomes:
         """The outcomes of these images, which may repeat."""
-        return Outcomes(
-            self.correct[indices],
-            self.confidence[indices],
-            self.loss[indices],
-            self.squared_error[indices],
-            self.rank[indices],
-        )
+        columns: dict[str, Any] = vars(self)
+        chosen: dict[str, Any] = {name: None if c is None else c[indices] for name, c in columns.items()}
+        return Outcomes(**chosen)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ class Reliability:
     count: NDArray[np.intp]
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
+
+
+class RiskCoverage(NamedTuple):
+    """The risk-coverage curve, one point for each number of images kept; unpacks as `coverage, risk`."""
+
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
 
 
 def outcomes(probabilities: ArrayLike, labels: ArrayLike) -> Outcomes:
@@ -71,7 +80,9 @@ def outcomes(probabilities: ArrayLike, labels: ArrayLike) -> Outcomes:
     confidence = p.max(axis=1).astype(np.float64)
     squares = np.einsum("nc,nc->n", p, p, dtype=np.float64)
     return Outcomes(
+        label=y,
         correct=p.argmax(axis=1) == y,
+        in_top=_places(p, y) < TOP if p.shape[1] > TOP else None,
         confidence=confidence,
         loss=-np.log(np.maximum(true, _SMALLEST)),
         squared_error=squares - 2 * true + 1,
@@ -80,19 +91,40 @@ def outcomes(probabilities: ArrayLike, labels: ArrayLike) -> Outcomes:
 
 
 def summarise(images: Outcomes) -> dict[str, float]:
-    """Every metric of the scorecard by name: accuracy, nll, ece, brier, aurc."""
+    """Every metric of the scorecard by name; top5_accuracy only where there are more than five classes."""
+    top = {} if images.in_top is None else {"top5_accuracy": float(images.in_top.mean())}
     return {
         "accuracy": float(images.correct.mean()),
+        **top,
+        "balanced_accuracy": float(np.nanmean(_recalls(images.label, images.correct))),
         "nll": float(images.loss.mean()),
         "ece": _ece(images.confidence, images.correct, BINS),
+        "ece_equal_mass": _ece_equal_mass(images, BINS),
         "brier": float(images.squared_error.mean()),
-        "aurc": _aurc(images.rank, images.correct),
+        "aurc": float(_risks(images.rank, images.correct).mean()),
     }
 
 
 def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """The share of images whose most probable class is the true one."""
     return float(outcomes(probabilities, labels).correct.mean())
+
+
+def top5_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """The share of images whose true class is among the five most probable; of equal ones the first count.
+
+    Raises `UserError` where there are five classes or fewer, since it would say nothing.
+    """
+    images = outcomes(probabilities, labels)
+    if images.in_top is None:
+        raise UserError("top5_accuracy: five classes or fewer are always all among the first five; use accuracy")
+    return float(images.in_top.mean())
+
+
+def balanced_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """The mean of the accuracies within each class, over the classes that have images."""
+    images = outcomes(probabilities, labels)
+    return float(np.nanmean(_recalls(images.label, images.correct)))
 
 
 def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -114,14 +146,34 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = BINS) -> flo
     return _ece(images.confidence, images.correct, bins)
 
 
+def ece_equal_mass(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = BINS) -> float:
+    """The calibration error over bins that hold equally many images each, sorted by confidence.
+
+    As in Nguyen and O'Connor, "Posterior calibration and exploratory analysis for natural language processing models",
+    2015, with the absolute gap of `ece`. An image on the border of two bins counts in both, in parts; equally
+    confident images are spread evenly, so that their order does not matter.
+    """
+    return _ece_equal_mass(outcomes(probabilities, labels), bins)
+
+
 def aurc(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """The area under the risk-coverage curve: the error among the k most confident images, averaged over k = 1 … N.
 
     Lower is better (Geifman and El-Yaniv, 2017). Equally confident images count as if in random order: a constant
     confidence gives the error rate.
     """
+    return float(risk_coverage(probabilities, labels).risk.mean())
+
+
+def risk_coverage(probabilities: ArrayLike, labels: ArrayLike) -> RiskCoverage:
+    """The error (risk) among the most confident images, for each share of the images (coverage) that is kept.
+
+    >>> coverage, risk = risk_coverage(probabilities, labels)         # (N,) each; coverage is 1/N … 1
+
+    Equally confident images share their error; the mean risk is `aurc`.
+    """
     images = outcomes(probabilities, labels)
-    return _aurc(images.rank, images.correct)
+    return RiskCoverage(np.arange(1, len(images) + 1) / len(images), _risks(images.rank, images.correct))
 
 
 def confusion(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.intp]:
@@ -140,7 +192,7 @@ def per_class_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[n
 def reliability(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = BINS) -> Reliability:
     """The reliability curve over equal-width confidence bins (a, b]."""
     images = outcomes(probabilities, labels)
-    where = _bin_of(images.confidence, bins)
+    where = bin_of(images.confidence, bins)
     count = np.bincount(where, minlength=bins)
     return Reliability(
         edges=np.linspace(0, 1, bins + 1),
@@ -151,19 +203,44 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = BINS
 
 
 def _ece(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int) -> float:
-    gaps = np.bincount(_bin_of(confidence, bins), correct - confidence, bins)
+    gaps = np.bincount(bin_of(confidence, bins), correct - confidence, bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def _aurc(rank: NDArray[np.intp], correct: NDArray[np.bool_]) -> float:
+def _ece_equal_mass(images: Outcomes, bins: int) -> float:
+    mass = np.bincount(images.rank)
+    gaps = np.bincount(images.rank, images.correct - images.confidence)
+    return float(np.abs(np.diff(equal_parts(mass, gaps, bins))).sum() / len(images))
+
+
+def equal_parts(mass: NDArray[Any], gaps: NDArray[Any], bins: int) -> NDArray[np.float64]:
+    """The running sum of `gaps` at the borders of bins of equal mass, (bins + 1,)."""
+    reached = np.concatenate([[0.0], np.cumsum(mass)])
+    borders = np.linspace(0, reached[-1], bins + 1)
+    return np.interp(borders, reached, np.concatenate([[0.0], np.cumsum(gaps)]))
+
+
+def _risks(rank: NDArray[np.intp], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
     images = np.bincount(rank)
     errors = _ratio(np.bincount(rank, ~correct), images)
     present = images > 0
     in_order = np.repeat(errors[present], images[present])
-    return float((np.cumsum(in_order) / np.arange(1, len(rank) + 1)).mean())
+    return np.cumsum(in_order) / np.arange(1, len(rank) + 1)
 
 
-def _bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
+def _recalls(label: NDArray[np.intp], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return _ratio(np.bincount(label, correct), np.bincount(label))
+
+
+def _places(p: NDArray[np.floating], y: NDArray[np.intp]) -> NDArray[np.intp]:
+    """How many classes come before the true one: the more probable ones, and equal ones of a smaller number."""
+    true = np.take_along_axis(p, y[:, None], axis=1)
+    earlier = np.arange(p.shape[1]) < y[:, None]
+    return ((p > true) | ((p == true) & earlier)).sum(axis=1)
+
+
+def bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
+    """The equal-width bin (a, b] of each confidence, 0 to bins - 1."""
     return np.clip(np.ceil(confidence * bins).astype(np.intp) - 1, 0, bins - 1)
 
 

@@ -1,4 +1,4 @@
-"""The scorecard of a classifier: each metric with its 95 % interval, and what a prediction costs.
+"""The scorecard of a classifier: each metric with its 95 % interval, over test images or over seeds.
 
 >>> from postgrad.evaluation.scorecard import scorecard
 >>> scorecard(classifier.predict_proba(images), labels)["accuracy"]
@@ -9,44 +9,72 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from postgrad.evaluation import metrics
-from postgrad.evaluation.statistics import bootstrap_interval, t_interval
+from postgrad.evaluation.calibration import apply_temperature
+from postgrad.evaluation.resampling import Groups, Statistic, calibration_of, intervals, metrics_of, recalls
+from postgrad.evaluation.statistics import t_interval
 
-_BOUNDS = {"accuracy": (0.0, 1.0), "nll": (0.0, math.inf), "ece": (0.0, 1.0), "brier": (0.0, 2.0), "aurc": (0.0, 1.0)}
-_TIMED_CALLS = 5
+SCALED = ("nll", "ece", "ece_equal_mass", "brier")
+"""Metrics that are also given after temperature scaling, as `nll_scaled` and so on; scaling changes no prediction."""
+
+_BOUNDS = {
+    "nll": (0.0, math.inf),
+    "nll_scaled": (0.0, math.inf),
+    "brier": (0.0, 2.0),
+    "brier_scaled": (0.0, 2.0),
+    "kept": (0.0, math.inf),
+}
+"""The possible range of each metric that can leave 0 to 1."""
+
+Card = dict[str, dict[str, Any]]
 
 
-class Classifier(Protocol):
-    """What is timed: anything that predicts, and says how large it is and how often it runs its network per image."""
-
-    @property
-    def inference_passes(self) -> int: ...
-
-    @property
-    def num_parameters(self) -> int: ...
-
-    def predict_proba(self, images: Any) -> Any: ...
-
-
-def scorecard(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, dict[str, Any]]:
-    """Accuracy, NLL, ECE, Brier score and AURC of one run, with bootstrap intervals over the test images.
+def scorecard(probabilities: ArrayLike, labels: ArrayLike, *, temperature: float | None = None) -> Card:
+    """Every metric of one run, with bootstrap intervals over the test images (1,000 resamples, 95 %).
 
     Args:
         probabilities: (N, C), rows that sum to one.
         labels: (N,) integers.
+        temperature: as `fit_temperature` finds it on *validation* images; adds `nll_scaled`, `ece_scaled`,
+            `ece_equal_mass_scaled` and `brier_scaled`.
     """
     images = metrics.outcomes(probabilities, labels)
-    values = metrics.summarise(images)
-    low, high = bootstrap_interval(lambda chosen: list(metrics.summarise(images.take(chosen)).values()), len(images))
+    values, statistic = metrics.summarise(images), metrics_of(images)
+    if temperature is not None:
+        scaled = metrics.outcomes(apply_temperature(probabilities, temperature), labels)
+        values |= {f"{name}_scaled": value for name, value in metrics.summarise(scaled).items() if name in SCALED}
+        statistic = _both(statistic, calibration_of(scaled))
+    return with_intervals(values, statistic, len(images))
+
+
+def with_intervals(values: Mapping[str, float], statistic: Statistic, n: int) -> Card:
+    """Metrics of one run with the bootstrap intervals that their statistic has over n images."""
+    ends = intervals(statistic, n)
+    return {name: metric([value], ends[name], "images") for name, value in values.items()}
+
+
+def class_scores(
+    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str]
+) -> dict[str, dict[str, Any] | None]:
+    """The accuracy within each class, with bootstrap intervals; None for a class without test images."""
+    images = metrics.outcomes(probabilities, labels)
+    by_class = Groups(images.label)
+    values = metrics.per_class_accuracy(probabilities, labels)
+
+    def statistic(counts: Any) -> dict[str, Any]:
+        within = recalls(by_class, counts, images.correct)
+        return {class_names[number]: column for number, column in zip(by_class.labels, within.T, strict=True)}
+
+    ends = intervals(statistic, len(images))
     return {
-        name: _metric([value], (float(a), float(b)), "images")
-        for (name, value), a, b in zip(values.items(), low, high, strict=True)
+        name: None if np.isnan(value) else metric([float(value)], ends[name], "images")
+        for name, value in zip(class_names, values, strict=True)
     }
 
 
@@ -59,30 +87,13 @@ def across_seeds(scorecards: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[
         values = [card[name]["mean"] for card in scorecards]
         interval = t_interval(values)
         assert interval is not None
-        low, high = _BOUNDS[name]
-        result[name] = _metric(values, (max(low, interval[0]), min(high, interval[1])), "seeds")
+        low, high = _BOUNDS.get(name, (0.0, 1.0))
+        result[name] = metric(values, (max(low, interval[0]), min(high, interval[1])), "seeds")
     return result
 
 
-def measure_cost(classifier: Classifier, images: Any) -> dict[str, Any]:
-    """Milliseconds per image (wall time, the median of five calls after a warm one), passes per image and parameters.
-
-    Give as many images as fit one batch, so that the time is that of a busy classifier and not of one call's overhead.
-    """
-    classifier.predict_proba(images)
-    seconds = []
-    for _ in range(_TIMED_CALLS):
-        began = time.perf_counter()
-        classifier.predict_proba(images)
-        seconds.append(time.perf_counter() - began)
-    return {
-        "inference_ms_per_image": 1000 * statistics.median(seconds) / len(images),
-        "inference_passes": classifier.inference_passes,
-        "parameters": classifier.num_parameters,
-    }
-
-
-def _metric(values: Sequence[float], interval: tuple[float, float], over: str) -> dict[str, Any]:
+def metric(values: Sequence[float], interval: tuple[float, float], over: str) -> dict[str, Any]:
+    """One metric as results.json holds it."""
     return {
         "mean": statistics.fmean(values),
         "ci95": list(interval),
@@ -90,3 +101,7 @@ def _metric(values: Sequence[float], interval: tuple[float, float], over: str) -
         "n_seeds": len(values),
         "values": list(values),
     }
+
+
+def _both(first: Statistic, second: Statistic) -> Statistic:
+    return lambda counts: {**first(counts), **{f"{name}_scaled": v for name, v in second(counts).items()}}

@@ -28,7 +28,26 @@ POWER = 0.8
 
 RESAMPLES = 1000
 
-HIGHER_IS_BETTER = {"accuracy": True, "nll": False, "ece": False, "brier": False, "aurc": False}
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "top5_accuracy": True,
+    "balanced_accuracy": True,
+    "nll": False,
+    "nll_scaled": False,
+    "ece": False,
+    "ece_scaled": False,
+    "ece_equal_mass": False,
+    "ece_equal_mass_scaled": False,
+    "brier": False,
+    "brier_scaled": False,
+    "aurc": False,
+    "auroc": True,
+    "aupr_in": True,
+    "aupr_out": True,
+    "fpr95": False,
+    "kept": True,
+    "robust_accuracy": True,
+}
 
 Interval = tuple[float, float]
 

@@ -67,6 +67,10 @@ class NetworkClassifier:
         with evaluating(self.model):
             return torch.cat([self._forward(batch) for batch in stored.split(self.batch_size)])
 
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the network sees of a batch of images: preprocessed, on its device, in its floating point type."""
+        return self.preprocess(images.to(self.device)).to(_dtype(self.model))
+
     def predict_proba(self, images: Tensor | np.ndarray) -> np.ndarray:
         """The probabilities of the classes (N, C), float32."""
         return self.logits(images).softmax(1).numpy()
@@ -85,7 +89,7 @@ class NetworkClassifier:
         save(self.model, path, preprocess=self.preprocess, class_names=self.class_names)
 
     def _forward(self, images: Tensor) -> Tensor:
-        x = self.preprocess(images.to(self.device)).to(_dtype(self.model))
+        x = self.inputs(images)
         with taking(self.model, x, images):
             logits = self.model(x)
         return self._checked(logits, len(x)).float().cpu()

@@ -26,15 +26,15 @@ from postgrad.controls import (
 from postgrad.controls.tuning import accuracy_and_nll, batched, network_validator
 from postgrad.data.datasets import Images
 from postgrad.data.preprocessing import augment
-from postgrad.evaluation.scorecard import measure_cost
+from postgrad.evaluation.cost import measure_cost
 from postgrad.files import write_atomic
+from postgrad.memory import peak_memory
 from postgrad.methods.registry import check_options, get_method
 from postgrad.models.network import NetworkClassifier
 from postgrad.models.registry import create_model
 from postgrad.models.source import source_of
 from postgrad.studies.bases import SharedTraining, folder_of, shared_recipe
 from postgrad.studies.config import MethodConfig
-from postgrad.studies.memory import peak_memory
 from postgrad.studies.run import ArmRecord, Run, write_arrays
 from postgrad.training import History, Recipe, train
 from postgrad.training.log import learning_curve

@@ -19,8 +19,8 @@ from postgrad import progress
 from postgrad.artifacts import save_tensors
 from postgrad.errors import UserError
 from postgrad.files import locked, write_atomic
+from postgrad.memory import peak_memory
 from postgrad.models.weights import load_weights
-from postgrad.studies.memory import peak_memory
 from postgrad.training import History, Recipe
 from postgrad.training.state import copy_of_weights
 
