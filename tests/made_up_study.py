@@ -136,7 +136,7 @@ def _scores(cards: list[dict[str, float]], number: int) -> dict[str, Any]:
         {
             "data": name,
             "score": score,
-            "matching": "Resized so that the shorter side fits, then cropped at the centre.",
+            "matching": "resized so that the shorter side fits, then cropped at the centre",
             "n": 400,
             "metrics": {
                 "auroc": _metric([0.8 + 0.01 * i + 0.002 * k for k in range(len(cards))]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -205,9 +206,15 @@ def test_corruptions_keep_a_share_of_the_clean_accuracy(run: Run) -> None:
     clean = arm.metrics["accuracy"].mean
     written, keeps, value = found["rows"][0][2][0]
     assert value == pytest.approx(clean * (1 - 0.03 * 3))
-    assert (written.replace("\u00a0", " "), keeps) == (f"{100 * value:.2f} %", "keeps 91%")
+    assert (written.replace("\u00a0", " "), keeps) == (f"{100 * value:.2f} %", "keeps 91\u00a0%")
     assert len(found["groups"]) == 3
     assert [len(panels) for _, panels in found["groups"]] == [7, 7, 7]
+
+
+def test_all_corruptions_have_the_same_axis(run: Run) -> None:
+    _, panels = robustness.corruptions(run, groups(run.results.arms))["groups"][0]
+    axes = {tuple(re.findall(r">(\d+ %)</text>", str(panel["chart"]))) for panel in panels}
+    assert len(axes) == 1
 
 
 @pytest.mark.parametrize(("value", "expected"), [(8 / 255, "8/255"), (0.5, "0.5"), (1 / 255, "1/255"), (0.03, "0.03")])

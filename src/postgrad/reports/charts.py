@@ -65,15 +65,19 @@ def line_chart(
     written: Callable[[float], str] = as_number,
     log: bool = False,
     size: tuple[int, int] = (WIDTH, HEIGHT),
+    reach: tuple[float, ...] = (),
 ) -> Markup:
-    """Lines over a common axis, such as accuracy or loss against seconds; with `log` the values must be positive."""
+    """Lines over a common axis, such as accuracy or loss against seconds; with `log` the values must be positive.
+
+    The vertical axis holds the values in `reach` too, so that several charts can have the same one.
+    """
     width, height = size
     left, right, top, bottom = 50, width - 12, 12, height - 44
     lines = [_thinned(s) for s in series]
     across = [float(v) for s in lines for v in (s.x.min(), s.x.max())]
     x = scale(across, left, right, margin=0.0 if min(across) < max(across) else 0.02)
     ends = [v for s in lines for part in (s.y, *(s.band or ())) for v in (part.min(), part.max())]
-    y = scale(ends, bottom, top, log=log)
+    y = scale([*ends, *reach], bottom, top, log=log)
     last = ", ".join(f"{s.label} ends at {written(float(s.y[-1]))}" for s in series)
     in_order = sorted(lines, key=_on_top)
     return picture(

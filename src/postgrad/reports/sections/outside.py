@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import postgrad.reports.words as words
+from postgrad.reports import charts
 from postgrad.reports.diagrams import histogram_pair
 from postgrad.reports.groups import shown_alone
 from postgrad.reports.rundir import Run
@@ -55,7 +56,7 @@ def _cell(score: OutsideScore | None) -> dict[str, Any] | None:
     return {
         "auroc": words.decimal(metrics["auroc"].mean),
         "interval": words.interval(metrics["auroc"].ci95, decimals=3),
-        "fpr95": words.percent(metrics["fpr95"].mean),
+        "fpr95": charts.as_percent(round(metrics["fpr95"].mean, 3)),
         "aupr": areas or words.MISSING,
         "value": metrics["auroc"].mean,
     }

@@ -33,7 +33,7 @@ def _means(arm: Arm, names: list[str]) -> list[tuple[str, str | None, float]]:
     """Mean accuracy over severities, and the share of the clean accuracy that it keeps; the mean of all at the end."""
     clean = arm.metrics["accuracy"].mean
     values = [_values(arm, name) for name in [*names, None]]
-    return [(words.percent(v), f"keeps {v / clean:.0%}" if clean and v >= 0 else None, v) if v >= 0
+    return [(words.percent(v), f"keeps {100 * v / clean:.0f}\u00a0%" if clean and v >= 0 else None, v) if v >= 0
             else (words.MISSING, None, v) for v in values]  # fmt: skip
 
 
@@ -44,6 +44,9 @@ def _values(arm: Arm, name: str | None) -> float:
 
 
 def _panels(group: Group, names: list[str]) -> list[dict[str, Any]]:
+    """One chart for each corruption, all with the same axis."""
+    lines = {name: [s for arm in group.arms if (s := _line(arm, name, group.styles[arm.name]))] for name in names}
+    values = [float(v) for series in lines.values() for s in series for v in s.y]
     return [
         {
             "anchor": words.anchor(f"{group.anchor}-corruption", name),
@@ -54,15 +57,16 @@ def _panels(group: Group, names: list[str]) -> list[dict[str, Any]]:
                 x_label="severity",
                 written=charts.as_percent,
                 size=_SMALL,
+                reach=(min(values), max(values)),
             ),
         }
-        for name in names
-        if (series := [s for arm in group.arms if (s := _line(arm, name, group.styles[arm.name]))])
+        for name, series in lines.items()
+        if series
     ]
 
 
 def _line(arm: Arm, name: str, style: str) -> charts.Series | None:
-    """Accuracy from clean images (severity 0) to the worst, with the intervals where they are known."""
+    """Accuracy from clean images (severity 0) to the worst."""
     scores = sorted((s for s in arm.corruptions if s.corruption == name), key=lambda s: s.severity)
     if not scores:
         return None
