@@ -76,15 +76,7 @@ def _risk_chart(group: Group, found: dict[str, Predictions]) -> Any:
 
 
 def _risk_coverage(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coverage and error where only the surest answers are kept, at a hundred or so coverages.
-
-    Images of equal confidence are kept together, so that their order in the file does not matter.
-    """
-    images = metrics.outcomes(predictions.probabilities, predictions.labels)
-    order = np.argsort(images.rank, kind="stable")
-    rank = images.rank[order]
-    kept = np.flatnonzero(np.append(rank[1:] != rank[:-1], True))
-    coverage = (kept + 1) / len(order)
-    risk = np.cumsum(~images.correct[order])[kept] / (kept + 1)
-    chosen = np.unique(np.searchsorted(coverage, np.linspace(0.05, 1, _POINTS)).clip(max=len(kept) - 1))
+    """Coverage and error where only the surest answers are kept, at a hundred or so coverages from 5 % on."""
+    coverage, risk = metrics.risk_coverage(predictions.probabilities, predictions.labels)
+    chosen = np.unique(np.searchsorted(coverage, np.linspace(0.05, 1, _POINTS)).clip(max=len(coverage) - 1))
     return coverage[chosen], risk[chosen]
