@@ -75,6 +75,16 @@ def test_no_temperature_from_images_that_the_run_may_have_trained_on(
     assert "nll_scaled" not in document["metrics"]
 
 
+def test_settings_of_something_else_in_a_folder_above_are_left_alone(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("{not: [yaml")
+    (tmp_path / "model").mkdir()
+    for name in ("manifest.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_bytes((trained / name).read_bytes())
+    assert scored(capsys, tmp_path / "model")["metrics"] == scored(capsys, trained)["metrics"]
+
+
 def test_a_network_by_name_is_scored_alike_with_a_word_of_caution(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

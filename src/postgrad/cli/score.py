@@ -41,6 +41,9 @@ def _epsilon(word: str) -> float:
 Epsilon = Annotated[float | None, *converted(_epsilon, "EPS")]
 
 
+_MACHINE = "environment.json"
+
+
 @dataclass(frozen=True)
 class BeyondOptions:
     """What is measured beside the plain metrics."""
@@ -217,10 +220,11 @@ def _not_held_out(options: Options) -> str:
 
     path = Path(str(options.model.model)).expanduser()
     folders = [path, *path.resolve().parents[:2]] if path.is_dir() else []
-    file = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
-    if file is None:
+    # What a run leaves: its settings beside what it ran on. A config.yaml alone may be anybody's.
+    runs = [folder for folder in folders if all((folder / name).is_file() for name in ("config.yaml", _MACHINE))]
+    if not runs:
         return ""
-    config = read_yaml(file)
+    config = read_yaml(runs[0] / "config.yaml")
     if config.get("whole_halves"):
         return "this run trained on whole halves and held nothing back"
     if (config.get("data"), config.get("limit")) != (options.data.data, options.data.limit):
