@@ -282,7 +282,7 @@ def test_method_options_are_refused_before_anything_is_trained(
     def trained(*_: object) -> None:
         raise AssertionError("the base network was trained first")
 
-    monkeypatch.setattr("postgrad.studies.improve.run_seed", trained)
+    monkeypatch.setattr("postgrad.studies.improve.run_trial", trained)
     option, hint = option_and_hint
     refused(f"{IMPROVE} --data digits --method {option}", hint)
 

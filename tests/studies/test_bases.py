@@ -20,6 +20,7 @@ from postgrad.files import locked
 from postgrad.studies import bases
 from postgrad.studies.config import ImproveConfig
 from postgrad.studies.improve import improve
+from postgrad.studies.trials import Trial, trials
 
 LOW, HIGH, NEVER = 0.4, 0.85, 0.999
 STEPS = 24
@@ -41,14 +42,20 @@ class Work:
         return self.real(*arguments, **options)
 
 
+def only_bases(config: ImproveConfig) -> list[Trial]:
+    return [trial for trial in trials(config) if trial.kind == "base"]
+
+
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Only bases are trained, and a step takes a second."""
     counted = Work()
     monkeypatch.setattr("torch.nn.functional.cross_entropy", counted)
     monkeypatch.setattr("postgrad.training.clock.Stopwatch._now", lambda _: (float(counted.steps),) * 2)
-    monkeypatch.setattr("postgrad.studies.arms._fit_method_and_controls", lambda *_: None)
-    monkeypatch.setattr("postgrad.studies.improve.rehearse", lambda _: None)
+    monkeypatch.setattr(
+        "postgrad.studies.improve.trials", lambda config: [t for t in trials(config) if t.kind == "base"]
+    )
+    monkeypatch.setattr("postgrad.studies.prepare.rehearse", lambda _: None)
     return counted
 
 

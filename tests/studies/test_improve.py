@@ -30,6 +30,7 @@ from postgrad.files import locked
 from postgrad.reports import schema
 from postgrad.studies.config import ImproveConfig
 from postgrad.studies.improve import improve
+from postgrad.studies.trials import trials
 
 CONTROLS = ["control-finetune", "control-features", "control-more-data", "control-same-price"]
 ARMS = ["base", "gradnet", *CONTROLS]
@@ -91,7 +92,7 @@ def test_embedded_data_stop_early_unless_told_otherwise(tiny, tmp_path: Path, mo
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("postgrad.studies.improve.run_seed", stop)
+    monkeypatch.setattr("postgrad.studies.improve.run_trial", stop)
     with pytest.raises(KeyboardInterrupt):
         improve(tiny(tmp_path / "run", epochs=None))
     assert 0.5 < (ImproveConfig.load(tmp_path / "run" / "config.yaml").base_accuracy or 0) < 1
@@ -240,7 +241,7 @@ def test_base_is_stopped_and_scored_on_augmented_images_where_asked(
     tiny, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shifted = dataclasses.replace(digits, augmentation=SHIFTED)
-    monkeypatch.setattr("postgrad.studies.improve.load_dataset", lambda *_, **__: shifted)
+    monkeypatch.setattr("postgrad.studies.prepare.load_dataset", lambda *_, **__: shifted)
     settings = {"base_accuracy": 0.3, "base_validate_every": 1, "epochs": 400, "controls": ["control-finetune"]}
     plain = improve(tiny(tmp_path / "plain", seeds=[3], **settings))
     augmented = improve(tiny(tmp_path / "augmented", seeds=[3], base_accuracy_on="augmented", **settings))
@@ -333,9 +334,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(tiny, tmp_path: Path, predicti
 
 def test_warning_of_an_arm_outlives_an_interruption(tiny, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "postgrad.studies.arms._fit_method_and_controls", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr("postgrad.studies.arms._fit_method", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             improve(tiny(tmp_path / "run", epochs=1, base_accuracy=0.999))
     config = ImproveConfig.load(tmp_path / "run" / "config.yaml")
@@ -395,7 +394,7 @@ def test_five_seeds_speak_for_the_method(tiny, tmp_path: Path) -> None:
 def test_one_seed_alone_is_the_same_as_among_several(tiny, tmp_path: Path, monkeypatch, predictions) -> None:
     """What a seed gives does not depend on the seeds before it."""
     with monkeypatch.context() as patch:
-        patch.setattr("postgrad.studies.arms._fit_method_and_controls", lambda *_: None)
+        patch.setattr("postgrad.studies.improve.trials", lambda config: [t for t in trials(config) if t.kind == "base"])
         both = improve(tiny(tmp_path / "both", seeds=[0, 1]))
         alone = improve(tiny(tmp_path / "alone", seeds=[1]))
     assert np.array_equal(predictions(both)["seed-1/base"], predictions(alone)["base"])

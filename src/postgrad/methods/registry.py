@@ -16,6 +16,11 @@ from postgrad.errors import UserError, unknown_name
 
 Shape = Literal["surgery", "loss", "weights", "second stage", "growth"]
 
+CONTROLS_OF_SHAPE: dict[Shape, tuple[str, ...]] = {
+    "second stage": ("control-finetune", "control-features", "control-more-data", "control-same-price"),
+}
+"""The fair controls that a method of each shape asks for, in the order in which they are made."""
+
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 

@@ -41,7 +41,7 @@ from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
 from postgrad.studies.ablation_page import draw
 from postgrad.studies.ablation_recipe import SEPARATOR_GROUP, Ablations, rates, separator_file, setting_file
-from postgrad.studies.arms import base_recipe
+from postgrad.studies.base_arm import base_recipe
 from postgrad.studies.environment import environment
 from postgrad.studies.run import write_arrays
 from postgrad.training import Stopwatch, train

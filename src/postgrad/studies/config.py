@@ -20,12 +20,12 @@ from pydantic import (
 
 from postgrad.errors import unknown_name
 from postgrad.files import write_atomic
-from postgrad.methods.registry import get_method, parse_method
+from postgrad.methods.registry import CONTROLS_OF_SHAPE, get_method, parse_method
 from postgrad.units import parse_memory
 from postgrad.validation import read_yaml, validated
 
 PREPROCESS_FIELDS = ("size", "crop", "mean", "std", "per_image_standardise")
-CONTROLS = ("control-finetune", "control-features", "control-more-data", "control-same-price")
+CONTROLS = CONTROLS_OF_SHAPE["second stage"]
 """Every control, in the order in which they are made."""
 
 
@@ -48,6 +48,13 @@ def _names(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _seeds(value: Any) -> Any:
+    """Take a number of seeds, which are then 0 … N−1, as well as a list of them."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return tuple(range(value))
+    return value
+
+
 def _fraction(value: float) -> float:
     if not 0 < value < 1:
         raise ValueError(f"expected a fraction between 0 and 1 (72 % is 0.72), got {value:g}")
@@ -57,15 +64,22 @@ def _fraction(value: float) -> float:
 Fraction = Annotated[float, AfterValidator(_fraction)]
 UserPath = Annotated[Path, BeforeValidator(_expand)]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 class MethodConfig(BaseModel):
-    """One method with its options, as in `--method gradnet:epochs=10`."""
+    """One method with its options, as in `--method gradnet:epochs=10`; `arm` where its arm has another name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     options: dict[str, Any] = {}
+    arm: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of its arm."""
+        return self.arm or self.name
 
     def __str__(self) -> str:
         """The form that `--method` takes."""
@@ -75,7 +89,20 @@ class MethodConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return get_method(name).name
+        method = get_method(name)
+        if method.shape not in CONTROLS_OF_SHAPE:
+            raise ValueError(f"{name} is a method of shape '{method.shape}', which has no controls to compare it with")
+        return name
+
+    @field_validator("arm")
+    @classmethod
+    def _free_name(cls, arm: str | None) -> str | None:
+        if arm is not None and (not _ARM.fullmatch(arm) or arm == "base" or arm.startswith(("control-", "seed-"))):
+            raise ValueError(
+                f"expected a name of letters, digits, - and _ that is not base and begins neither with control- nor "
+                f"with seed-, got '{arm}'"
+            )
+        return arm
 
     @field_validator("options")
     @classmethod
@@ -88,11 +115,19 @@ def _written(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+_ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What a folder may be called everywhere."""
+
+
 def _method(value: Any) -> Any:
+    """Take the form of `--method` as well as a mapping."""
     if isinstance(value, str):
         name, options = parse_method(value)
         return {"name": name, "options": options}
     return value
+
+
+Method = Annotated[MethodConfig, BeforeValidator(_method)]
 
 
 class RunConfig(BaseModel):
@@ -167,13 +202,8 @@ _BASE_SETTINGS = ("base_accuracy_on", "base_validate_every", "bases", "base_targ
 """How a base is trained, as far as only a recipe can say it."""
 
 
-class ImproveConfig(RunConfig):
-    """What `postgrad improve` is told.
-
-    >>> config = ImproveConfig(data="cifar10", base_accuracy=0.72, methods=["gradnet:epochs=10"])
-    >>> config.save("config.yaml")
-    >>> ImproveConfig.load("config.yaml") == config
-    True
+class ComparisonConfig(RunConfig):
+    """What every comparison of methods with their controls is told, whichever way the methods are named.
 
     `controls` names those that each method is compared with, all four by default; control-same-price is made of
     control-finetune and control-more-data, so it needs both.
@@ -192,8 +222,6 @@ class ImproveConfig(RunConfig):
     `seed0/control-finetune/final`, so that a rerun from its `config.yaml` repeats it.
     """
 
-    out: UserPath = Path("runs/improve")
-    methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = (MethodConfig(name="gradnet"),)
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     budget: str | None = None
     base_accuracy: Fraction | None = None
@@ -201,22 +229,18 @@ class ImproveConfig(RunConfig):
     base_validate_every: PositiveInt | None = None
     bases: UserPath | None = None
     base_targets: tuple[Fraction, ...] = ()
-    controls: Annotated[tuple[str, ...], BeforeValidator(_names)] = CONTROLS
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    controls: Names = CONTROLS
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds)] = (0,)
     whole_halves: bool = False
     steps: dict[str, Annotated[int, Field(ge=0)]] = {}
 
-    def command(self) -> str:
-        """The command line that asks for this, with paths as their last part only.
+    def method_arms(self) -> tuple[MethodConfig, ...]:
+        """The methods that are compared, each of them with a label of its own."""
+        raise NotImplementedError
 
-        >>> ImproveConfig(data="cifar10", base_accuracy=0.72, data_dir="/big/data").command()
-        'postgrad improve --data cifar10 --data-dir data --base-accuracy 0.72'
-        """
-        left_out = {"resume", "steps", "threads", "whole_halves", *_BASE_SETTINGS}
-        given = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
-        fields = type(self).model_fields
-        flags = [_flag(name, value) for name, value in given.items() if value != fields[name].default]
-        return " ".join(["postgrad improve", *flags])
+    def command(self) -> str:
+        """The command line that asks for this."""
+        raise NotImplementedError
 
     @field_validator("budget")
     @classmethod
@@ -246,9 +270,37 @@ class ImproveConfig(RunConfig):
             raise ValueError(f"expected at least one seed, each of them once, got {list(seeds)}")
         return seeds
 
+
+class ImproveConfig(ComparisonConfig):
+    """What `postgrad improve` is told.
+
+    >>> config = ImproveConfig(data="cifar10", base_accuracy=0.72, methods=["gradnet:epochs=10"])
+    >>> config.save("config.yaml")
+    >>> ImproveConfig.load("config.yaml") == config
+    True
+    """
+
+    out: UserPath = Path("runs/improve")
+    methods: tuple[Method, ...] = (MethodConfig(name="gradnet"),)
+
+    def method_arms(self) -> tuple[MethodConfig, ...]:
+        return self.methods
+
+    def command(self) -> str:
+        """The command line that asks for this, with paths as their last part only.
+
+        >>> ImproveConfig(data="cifar10", base_accuracy=0.72, data_dir="/big/data").command()
+        'postgrad improve --data cifar10 --data-dir data --base-accuracy 0.72'
+        """
+        left_out = {"resume", "steps", "threads", "whole_halves", *_BASE_SETTINGS}
+        given = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
+        fields = type(self).model_fields
+        flags = [_flag(name, value) for name, value in given.items() if value != fields[name].default]
+        return " ".join(["postgrad improve", *flags])
+
     @model_validator(mode="after")
     def _together(self) -> Self:
-        names = [method.name for method in self.methods]
+        names = [method.label for method in self.methods]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"expected at least one method, each of them once, got {names}; give others their own run")
         return self

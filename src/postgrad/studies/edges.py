@@ -46,7 +46,7 @@ from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
 from postgrad.reports.edge_chart import draw_curves
 from postgrad.reports.edge_drawing import write_picture
-from postgrad.studies.arms import base_recipe
+from postgrad.studies.base_arm import base_recipe
 from postgrad.studies.edges_page import write_page
 from postgrad.studies.environment import environment
 from postgrad.studies.run import write_arrays

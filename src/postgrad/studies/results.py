@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from postgrad.evaluation.scorecard import across_seeds, scorecard
-from postgrad.evaluation.statistics import verdicts
+from postgrad.evaluation.statistics import SIGNIFICANCE, holm, verdicts
 from postgrad.files import write_atomic
 from postgrad.methods.registry import get_method
-from postgrad.reports.schema import Arm, Cost, Data, Metric, Results, Verdict
+from postgrad.reports.html import render
+from postgrad.reports.schema import Arm, Cost, Data, Failure, Metric, Results, Verdict, write_results
 from postgrad.studies.run import ArmRecord, Run
+from postgrad.studies.trials import trials
 
 TITLES = {
     "base": "Base network",
@@ -27,76 +31,163 @@ TITLES = {
 }
 
 
-def collect(run: Run, *, started: datetime, seconds: float) -> Results:
-    """Read what every arm of every seed left, and make the results of the run."""
+Comparisons = dict[str, list[str]]
+"""Per method, the arms that it is compared with."""
+
+
+def close(run: Run, *, seconds: float, further_metrics: Sequence[str] = (), failures: Sequence[Failure] = ()) -> None:
+    """Compare all arms; write results.json, the settings with the step counts that times became, and the report."""
+    results = collect(
+        run, started=datetime.now(UTC), seconds=seconds, further_metrics=further_metrics, failures=failures
+    )
+    write_results(results, run.directory / "results.json")
+    run.config.model_copy(update={"steps": run.steps, "out": Path("runs") / run.directory.name}).save(
+        run.directory / "config.yaml"
+    )
+    render(run.directory)
+    run.event("run ends")
+
+
+def collect(
+    run: Run,
+    *,
+    started: datetime,
+    seconds: float,
+    further_metrics: Sequence[str] = (),
+    failures: Sequence[Failure] = (),
+) -> Results:
+    """Read what every arm of every seed left, and make the results of the run.
+
+    An arm may lack seeds, which `failures` then explain: it is compared over those that it shares with the other arm.
+    Verdicts are about accuracy, and about `further_metrics` of the scorecard.
+    """
     records = _records(run)
-    predictions = {
-        arm: [np.load(run.arm_directory(record.seed, arm) / "test_predictions.npz") for record in of_arm]
-        for arm, of_arm in records.items()
-    }
-    correct = {
-        arm: [each["probabilities"].argmax(axis=1) == each["labels"] for each in of_arm]
-        for arm, of_arm in predictions.items()
-    }
-    cards = {
-        arm: across_seeds([scorecard(each["probabilities"], each["labels"]) for each in of_arm])
-        for arm, of_arm in predictions.items()
+    correct: dict[str, dict[int, np.ndarray]] = {}
+    cards: dict[str, dict[int, dict[str, Any]]] = {}
+    for arm, of_arm in records.items():
+        correct[arm], cards[arm] = {}, {}
+        for seed in of_arm:
+            with np.load(run.arm_directory(seed, arm) / "test_predictions.npz") as stored:
+                probabilities, labels = stored["probabilities"], stored["labels"]
+            correct[arm][seed] = probabilities.argmax(axis=1) == labels
+            cards[arm][seed] = scorecard(probabilities, labels)
+    values = {
+        metric: {arm: {seed: card[metric]["mean"] for seed, card in of_arm.items()} for arm, of_arm in cards.items()}
+        for metric in further_metrics
     }
     _write_curves(run, list(records))
-    recommended = max(records, key=lambda arm: statistics.fmean(r.validation_accuracy for r in records[arm]))
     return Results(
         version=1,
         command=run.config.command(),
         data=_data(run),
         seeds=list(run.config.seeds),
-        arms=[_arm(arm, of_arm, cards[arm]) for arm, of_arm in records.items()],
-        verdicts=[Verdict(**entry) for entry in verdicts(correct, _comparisons(records))],
-        recommended=recommended,
+        arms=[
+            _arm(arm, list(of_arm.values()), across_seeds(list(cards[arm].values()))) for arm, of_arm in records.items()
+        ],
+        verdicts=[Verdict(**entry) for entry in paired_verdicts(correct, _comparisons(records), values)],
+        recommended=_recommended(run, records),
         started=(started - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         notes=run.notes,
         warnings=run.warnings,
+        failures=list(failures),
     )
 
 
-def _records(run: Run) -> dict[str, list[ArmRecord]]:
-    """The records of each arm, one for each seed, in the order in which the arms were fitted."""
-    records: dict[str, list[ArmRecord]] = {}
-    for name in _arm_names(run):
-        found = [ArmRecord.read(run.arm_directory(seed, name)) for seed in run.config.seeds]
-        records[name] = [record for record in found if record is not None]
+def paired_verdicts(
+    correct: Mapping[str, Mapping[int, np.ndarray]],
+    comparisons: Comparisons,
+    values: Mapping[str, Mapping[str, Mapping[int, float]]],
+) -> list[dict[str, Any]]:
+    """`evaluation.statistics.verdicts` for arms of which each may lack seeds: pairs stand on the seeds that both have.
+
+    `correct` is per arm and seed, whether each test image is classified right; `values` is per metric, arm and seed.
+    """
+    entries: list[dict[str, Any]] = []
+    for method, others in comparisons.items():
+        shared = {other: tuple(seed for seed in correct[method] if seed in correct[other]) for other in others}
+        apart = len(set(shared.values())) > 1
+        groups = [[other] for other in others if shared[other]] if apart else [others]
+        found: list[dict[str, Any]] = []
+        for group in groups:
+            seeds = shared[group[0]]
+            if not seeds:
+                continue
+            arms = (method, *group)
+            found += verdicts(
+                {arm: [correct[arm][seed] for seed in seeds] for arm in arms},
+                {method: group},
+                metrics={m: {arm: [of[arm][seed] for seed in seeds] for arm in arms} for m, of in values.items()},
+            )
+        entries += [{"n_seeds": len(shared[each["control"]]), **each} for each in (_family(found) if apart else found)]
+    return entries
+
+
+def _family(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adjust the p values of a method's controls for their number, where each was tested by itself."""
+    adjusted = list(entries)
+    for metric in dict.fromkeys(entry["metric"] for entry in entries):
+        tested = [
+            index
+            for index, entry in enumerate(entries)
+            if (entry["metric"], entry["test"]) == (metric, "paired-t")
+            and entry["control"] != "base"
+            and entry["p"] is not None
+        ]
+        for index, p in zip(tested, holm([entries[index]["p"] for index in tested]), strict=True):
+            word = entries[index]["verdict"] if p < SIGNIFICANCE else "no difference"
+            adjusted[index] = entries[index] | {"p": p, "verdict": word}
+    return adjusted
+
+
+def _recommended(run: Run, records: Mapping[str, Mapping[int, ArmRecord]]) -> str | None:
+    """The arm with the best mean validation accuracy, among those that no seed lacks."""
+    complete = {arm: of_arm.values() for arm, of_arm in records.items() if len(of_arm) == len(run.config.seeds)}
+    if not complete:
+        return None
+    return max(complete, key=lambda arm: statistics.fmean(r.validation_accuracy for r in complete[arm]))
+
+
+def _records(run: Run) -> dict[str, dict[int, ArmRecord]]:
+    """The records of each arm by seed, in the order in which a run makes the arms; arms without any are left out."""
+    records: dict[str, dict[int, ArmRecord]] = {}
+    for name in dict.fromkeys(trial.arm for trial in trials(run.config)):
+        found = {seed: ArmRecord.read(run.arm_directory(seed, name)) for seed in run.config.seeds}
+        if of_arm := {seed: record for seed, record in found.items() if record is not None}:
+            records[name] = of_arm
     return records
 
 
-def _arm_names(run: Run) -> list[str]:
-    directory = run.directory
-    times = {path.parent.name: path.stat().st_mtime_ns for path in directory.glob("*/arm.json")}
-    return sorted(times, key=lambda name: times[name])
-
-
-def _comparisons(records: dict[str, list[ArmRecord]]) -> dict[str, list[str]]:
+def _comparisons(records: Mapping[str, Mapping[int, ArmRecord]]) -> Comparisons:
     """What each method is compared with: the base, and its own controls."""
-    methods = [arm for arm, of_arm in records.items() if of_arm[0].kind == "method"]
+    kinds = {arm: next(iter(of_arm.values())) for arm, of_arm in records.items()}
     return {
-        method: ["base", *(arm for arm, of_arm in records.items() if method in of_arm[0].control_for)]
-        for method in methods
+        method: ["base", *(arm for arm, record in kinds.items() if method in record.control_for)]
+        for method, record in kinds.items()
+        if record.kind == "method"
     }
 
 
 def _arm(name: str, records: list[ArmRecord], card: dict[str, dict[str, Any]]) -> Arm:
     first = records[0]
-    title = get_method(first.method).title if first.method else TITLES.get(name, name)
     return Arm(
         name=name,
         kind=first.kind,
         method=first.method,
         control_for=first.control_for,
-        title=title.partition(":")[0],
+        title=_title(first),
         description=first.description,
         notes=first.notes,
         metrics={key: Metric(**value) for key, value in card.items()},
         cost=_cost(records),
     )
+
+
+def _title(record: ArmRecord) -> str:
+    """A plain name; an arm whose name is neither its method's nor a control's own keeps it."""
+    if record.method == record.name:
+        return get_method(record.method).title.partition(":")[0]
+    return TITLES.get(record.name, record.name)
 
 
 def _cost(records: list[ArmRecord]) -> Cost:

@@ -14,28 +14,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from postgrad.data.datasets import Dataset
+from postgrad.data.datasets import Dataset, Images
 from postgrad.data.preprocessing import Augmentation, Preprocessing
 from postgrad.data.splits import Halves
 from postgrad.devices import pick_device
 from postgrad.files import atomic_path, disk_errors, write_atomic
-from postgrad.studies.config import ImproveConfig
+from postgrad.studies.config import ComparisonConfig
 
 EVENTS = "events.jsonl"
 
 
 @dataclass
 class Run:
-    """One call of `improve`: what all its seeds share."""
+    """One call of `improve` or `study`: what all its seeds share.
 
-    config: ImproveConfig
+    `own` is the user's own network, None where the base is trained from new weights.
+    """
+
+    config: ComparisonConfig
     directory: Path
     dataset: Dataset
     halves: Halves
     steps: dict[str, int]
     preprocess: Preprocessing
     augmentation: Augmentation
+    own: nn.Module | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -43,6 +48,18 @@ class Run:
     def device(self) -> torch.device:
         """Where networks lie and are trained."""
         return pick_device(self.config.device)
+
+    @property
+    def train(self) -> Images:
+        """All training images; a run is not begun without them."""
+        assert self.dataset.train is not None
+        return self.dataset.train
+
+    @property
+    def test(self) -> Images:
+        """The test images; a run is not begun without them."""
+        assert self.dataset.test is not None
+        return self.dataset.test
 
     def arm_directory(self, seed: int, arm: str) -> Path:
         """The first seed's arms lie in the run directory itself, those of further seeds in `seed-K`."""
@@ -64,6 +81,12 @@ class Run:
         except (FileNotFoundError, ValueError):
             return None
         return first.get("data")
+
+    def absorb(self, record: ArmRecord) -> None:
+        """Take over what a finished arm has to say to the whole run: its step counts and its warnings."""
+        self.steps.update(record.steps)
+        for warning in record.warnings:
+            self.warn(warning)
 
     def note(self, text: str) -> None:
         if text not in self.notes:

@@ -20,7 +20,7 @@ from postgrad.models.checkpoints import save
 from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
 from postgrad.models.weights import load_weights
-from postgrad.studies.arms import base_recipe
+from postgrad.studies.base_arm import base_recipe
 from postgrad.studies.config import TrainConfig
 from postgrad.studies.environment import environment
 from postgrad.studies.run import resumable
