@@ -1,4 +1,4 @@
-"""The one exception that means the user's mistake, and the hint for a misspelt name."""
+"""The exceptions that mean the user's mistake, or the disk's, and the hint for a misspelt name."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class DiskError(UserError):
+    """The disk is full, or the place may not be written: nothing else that is tried there will do any better."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from postgrad.errors import UserError
+from postgrad.errors import DiskError, UserError
 
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space, or choose another place with --out",
@@ -29,14 +29,14 @@ _DISK_ERRORS = {
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's word on a full or forbidden disk into a `UserError` that names the path."""
+    """Turn the operating system's word on a full or forbidden disk into a `DiskError` that names the path."""
     try:
         yield
     except Exception as error:
         reason = _DISK_ERRORS.get(_system_error(error))
         if reason is None:
             raise
-        raise UserError(f"cannot write {path}: {reason}") from error
+        raise DiskError(f"cannot write {path}: {reason}") from error
 
 
 def _system_error(error: Exception) -> int:

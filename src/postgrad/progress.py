@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from postgrad.files import write_atomic
 
 quiet = False
 """Set by `--quiet`: no progress is shown at all."""
 
+_report: Callable[[dict[str, object]], None] | None = None
+"""Set by `reported_to`: progress is written to a file and not shown."""
+
 _SHOW_AFTER_SECONDS = 2.0
 _LINE_EVERY_SECONDS = 30.0
+_REPORT_EVERY_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -25,9 +33,52 @@ def progress(what: str, total: int, *, unit: str = "steps", start: int = 0) -> I
     `start` is what an earlier, interrupted run had done. On a terminal a bar appears after two seconds; elsewhere a
     line is written every half minute.
     """
-    show = _nothing if quiet else (_bar if sys.stderr.isatty() else _lines)
+    if _report is not None:
+        show = _to_file
+    else:
+        show = _nothing if quiet else (_bar if sys.stderr.isatty() else _lines)
     with show(what, total, unit, start) as advance:
         yield advance
+
+
+@contextlib.contextmanager
+def reported_to(path: Path) -> Iterator[None]:
+    """Within the block, write progress to a JSON file at most once a second, for another process to show.
+
+    >>> with reported_to(directory / "progress.json"):
+    ...     train(model, …)
+
+    It holds `what`, `done`, `total`, `unit`, `rate` (a second) and `note`, and is removed at the end of the block.
+    """
+    global _report
+    written = float("-inf")
+
+    def write(content: dict[str, object]) -> None:
+        nonlocal written
+        if time.monotonic() - written >= _REPORT_EVERY_SECONDS:
+            written = time.monotonic()
+            write_atomic(path, json.dumps(content))
+
+    before, _report = _report, write
+    try:
+        yield
+    finally:
+        _report = before
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _to_file(what: str, total: int, unit: str, start: int) -> Iterator[Callable[..., None]]:
+    began, done = time.monotonic(), start
+
+    def advance(count: int = 1, *, note: str = "") -> None:
+        nonlocal done
+        done += count
+        if _report is not None and total:
+            rate = (done - start) / max(time.monotonic() - began, 1e-9)
+            _report({"what": what, "done": done, "total": total, "unit": unit, "rate": rate, "note": note})
+
+    yield advance
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ VERBS = {
         "postgrad.cli.improve",
         "a trained network (or a fresh one) and data: better classifiers, and a report",
     ),
+    "study": ("postgrad.cli.study", "a recipe of methods × seeds: each with its controls, compared over the seeds"),
     "train": ("postgrad.cli.train", "a network and data: a checkpoint"),
     "predict": ("postgrad.cli.predict", "a classifier and images: a CSV of classes and probabilities"),
     "score": ("postgrad.cli.score", "a classifier and test data: accuracy, calibration, cost"),

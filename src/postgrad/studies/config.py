@@ -61,6 +61,17 @@ def _fraction(value: float) -> float:
     return value
 
 
+def _arm_name(name: str) -> str:
+    """What a folder may be called everywhere, and no other arm is."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "base" or name.startswith(("control-", "seed-")):
+        raise ValueError(
+            f"an arm's name consists of letters, digits, - and _, is not base, and begins neither with control- nor "
+            f"with seed-, got '{name}'"
+        )
+    return name
+
+
+ArmName = Annotated[str, AfterValidator(_arm_name)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 UserPath = Annotated[Path, BeforeValidator(_expand)]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
@@ -74,7 +85,7 @@ class MethodConfig(BaseModel):
 
     name: str
     options: dict[str, Any] = {}
-    arm: str | None = None
+    arm: ArmName | None = None
 
     @property
     def label(self) -> str:
@@ -94,16 +105,6 @@ class MethodConfig(BaseModel):
             raise ValueError(f"{name} is a method of shape '{method.shape}', which has no controls to compare it with")
         return name
 
-    @field_validator("arm")
-    @classmethod
-    def _free_name(cls, arm: str | None) -> str | None:
-        if arm is not None and (not _ARM.fullmatch(arm) or arm == "base" or arm.startswith(("control-", "seed-"))):
-            raise ValueError(
-                f"expected a name of letters, digits, - and _ that is not base and begins neither with control- nor "
-                f"with seed-, got '{arm}'"
-            )
-        return arm
-
     @field_validator("options")
     @classmethod
     def _tuples(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -113,10 +114,6 @@ class MethodConfig(BaseModel):
 
 def _written(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-_ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""What a folder may be called everywhere."""
 
 
 def _method(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from postgrad.methods.registry import CONTROLS_OF_SHAPE, get_method
@@ -20,7 +20,7 @@ class Trial:
     arm: str
     kind: Literal["base", "method", "control"]
     needs: tuple[str, ...] = ()
-    method: MethodConfig | None = None
+    method: MethodConfig | None = field(default=None, hash=False)
     """The method of an arm of kind method; of a control, the method that it is a control for."""
     control: str | None = None
     """The name of the control, which `arm` has a suffix to where several methods have one."""
