@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from postgrad.evaluation.scorecard import across_seeds, scorecard
-from postgrad.evaluation.statistics import SIGNIFICANCE, holm, verdicts
+from postgrad.evaluation.statistics import verdicts
 from postgrad.files import write_atomic
 from postgrad.methods.registry import get_method
 from postgrad.reports.html import render
@@ -29,10 +29,6 @@ TITLES = {
     "control-more-data": "Same network, all the data",
     "control-same-price": "Same price at inference",
 }
-
-
-Comparisons = dict[str, list[str]]
-"""Per method, the arms that it is compared with."""
 
 
 def close(run: Run, *, seconds: float, further_metrics: Sequence[str] = (), failures: Sequence[Failure] = ()) -> None:
@@ -62,17 +58,14 @@ def collect(
     Verdicts are about accuracy, and about `further_metrics` of the scorecard.
     """
     records = _records(run)
-    correct: dict[str, dict[int, np.ndarray]] = {}
-    cards: dict[str, dict[int, dict[str, Any]]] = {}
-    for arm, of_arm in records.items():
-        correct[arm], cards[arm] = {}, {}
-        for seed in of_arm:
-            with np.load(run.arm_directory(seed, arm) / "test_predictions.npz") as stored:
-                probabilities, labels = stored["probabilities"], stored["labels"]
-            correct[arm][seed] = probabilities.argmax(axis=1) == labels
-            cards[arm][seed] = scorecard(probabilities, labels)
-    values = {
-        metric: {arm: {seed: card[metric]["mean"] for seed, card in of_arm.items()} for arm, of_arm in cards.items()}
+    correct: dict[str, list[np.ndarray | None]] = {}
+    cards: dict[str, list[dict[str, Any] | None]] = {}
+    for arm in records:
+        stored = [_predictions(run, seed, arm) for seed in run.config.seeds]
+        correct[arm] = [None if each is None else each[0].argmax(axis=1) == each[1] for each in stored]
+        cards[arm] = [None if each is None else scorecard(*each) for each in stored]
+    further = {
+        metric: {arm: [None if card is None else card[metric]["mean"] for card in cards[arm]] for arm in cards}
         for metric in further_metrics
     }
     _write_curves(run, list(records))
@@ -82,9 +75,10 @@ def collect(
         data=_data(run),
         seeds=list(run.config.seeds),
         arms=[
-            _arm(arm, list(of_arm.values()), across_seeds(list(cards[arm].values()))) for arm, of_arm in records.items()
+            _arm(arm, list(of_arm.values()), across_seeds([card for card in cards[arm] if card]))
+            for arm, of_arm in records.items()
         ],
-        verdicts=[Verdict(**entry) for entry in paired_verdicts(correct, _comparisons(records), values)],
+        verdicts=[Verdict(**entry) for entry in verdicts(correct, _comparisons(records), metrics=further)],
         recommended=_recommended(run, records),
         started=(started - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
@@ -92,52 +86,6 @@ def collect(
         warnings=run.warnings,
         failures=list(failures),
     )
-
-
-def paired_verdicts(
-    correct: Mapping[str, Mapping[int, np.ndarray]],
-    comparisons: Comparisons,
-    values: Mapping[str, Mapping[str, Mapping[int, float]]],
-) -> list[dict[str, Any]]:
-    """`evaluation.statistics.verdicts` for arms of which each may lack seeds: pairs stand on the seeds that both have.
-
-    `correct` is per arm and seed, whether each test image is classified right; `values` is per metric, arm and seed.
-    """
-    entries: list[dict[str, Any]] = []
-    for method, others in comparisons.items():
-        shared = {other: tuple(seed for seed in correct[method] if seed in correct[other]) for other in others}
-        apart = len(set(shared.values())) > 1
-        groups = [[other] for other in others if shared[other]] if apart else [others]
-        found: list[dict[str, Any]] = []
-        for group in groups:
-            seeds = shared[group[0]]
-            if not seeds:
-                continue
-            arms = (method, *group)
-            found += verdicts(
-                {arm: [correct[arm][seed] for seed in seeds] for arm in arms},
-                {method: group},
-                metrics={m: {arm: [of[arm][seed] for seed in seeds] for arm in arms} for m, of in values.items()},
-            )
-        entries += [{"n_seeds": len(shared[each["control"]]), **each} for each in (_family(found) if apart else found)]
-    return entries
-
-
-def _family(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adjust the p values of a method's controls for their number, where each was tested by itself."""
-    adjusted = list(entries)
-    for metric in dict.fromkeys(entry["metric"] for entry in entries):
-        tested = [
-            index
-            for index, entry in enumerate(entries)
-            if (entry["metric"], entry["test"]) == (metric, "paired-t")
-            and entry["control"] != "base"
-            and entry["p"] is not None
-        ]
-        for index, p in zip(tested, holm([entries[index]["p"] for index in tested]), strict=True):
-            word = entries[index]["verdict"] if p < SIGNIFICANCE else "no difference"
-            adjusted[index] = entries[index] | {"p": p, "verdict": word}
-    return adjusted
 
 
 def _recommended(run: Run, records: Mapping[str, Mapping[int, ArmRecord]]) -> str | None:
@@ -158,7 +106,16 @@ def _records(run: Run) -> dict[str, dict[int, ArmRecord]]:
     return records
 
 
-def _comparisons(records: Mapping[str, Mapping[int, ArmRecord]]) -> Comparisons:
+def _predictions(run: Run, seed: int, arm: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The stored probabilities and labels of the test images, None for a seed that the arm failed at."""
+    directory = run.arm_directory(seed, arm)
+    if ArmRecord.read(directory) is None:  # predictions are written before an arm is finished
+        return None
+    with np.load(directory / "test_predictions.npz") as stored:
+        return stored["probabilities"], stored["labels"]
+
+
+def _comparisons(records: Mapping[str, Mapping[int, ArmRecord]]) -> dict[str, list[str]]:
     """What each method is compared with: the base, and its own controls."""
     kinds = {arm: next(iter(of_arm.values())) for arm, of_arm in records.items()}
     return {
