@@ -90,7 +90,10 @@ def configured(options: Options) -> StudyConfig:
     flags = given(options.run, options.machine)
     for name in ("recipe", "workers", "ray", "json", "quiet"):
         flags.pop(name, None)
-    return validated(StudyConfig, read_yaml(recipe) | flags, source=str(recipe))
+    config = validated(StudyConfig, read_yaml(recipe) | flags, source=str(recipe))
+    if config.resume is not None:
+        raise UserError(f"{recipe}: resume belongs on the command line, as in postgrad study --resume {config.resume}")
+    return config
 
 
 def resumed(options: Options) -> StudyConfig:

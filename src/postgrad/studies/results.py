@@ -74,10 +74,7 @@ def collect(
         command=run.config.command(),
         data=_data(run),
         seeds=list(run.config.seeds),
-        arms=[
-            _arm(arm, list(of_arm.values()), across_seeds([card for card in cards[arm] if card]))
-            for arm, of_arm in records.items()
-        ],
+        arms=[_arm(list(of_arm.values()), [card for card in cards[arm] if card]) for arm, of_arm in records.items()],
         verdicts=[Verdict(**entry) for entry in verdicts(correct, _comparisons(records), metrics=further)],
         recommended=_recommended(run, records),
         started=(started - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
@@ -125,17 +122,17 @@ def _comparisons(records: Mapping[str, Mapping[int, ArmRecord]]) -> dict[str, li
     }
 
 
-def _arm(name: str, records: list[ArmRecord], card: dict[str, dict[str, Any]]) -> Arm:
+def _arm(records: list[ArmRecord], cards: list[dict[str, Any]]) -> Arm:
     first = records[0]
     return Arm(
-        name=name,
+        name=first.name,
         kind=first.kind,
         method=first.method,
         control_for=first.control_for,
         title=_title(first),
         description=first.description,
         notes=first.notes,
-        metrics={key: Metric(**value) for key, value in card.items()},
+        metrics={key: Metric(**value) for key, value in across_seeds(cards).items()},
         cost=_cost(records),
     )
 

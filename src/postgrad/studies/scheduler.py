@@ -70,7 +70,7 @@ class Board:
     def fail(self, slot: int, reason: str) -> Running:
         """The trial in a slot failed, and with it all that need it."""
         running = self.running.pop(slot)
-        self._give_up(running.trial, reason)
+        self.give_up(running.trial, reason)
         return running
 
     def lose(self, slot: int) -> tuple[Running, int]:
@@ -80,14 +80,10 @@ class Board:
         return running, self._losses[running.trial]
 
     def give_up(self, trial: Trial, reason: str) -> None:
-        """A waiting trial is not tried again, nor are those that need it."""
-        self._give_up(trial, reason)
-
-    def _give_up(self, trial: Trial, reason: str) -> None:
+        """A trial is not tried again, nor are those that need it; an arm's needs name all that it stands on."""
         self.failed[trial] = reason
         for other in self._dependents(trial):
-            if other not in self.failed:
-                self._give_up(other, f"not begun: it needs {trial.arm} of this seed, which failed")
+            self.failed.setdefault(other, f"not begun: it needs {trial.arm} of this seed, which failed")
 
     def _find_ready(self) -> None:
         finished = {(trial.seed, trial.arm) for trial in self.finished}
