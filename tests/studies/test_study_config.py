@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from postgrad.cli import main
 from postgrad.errors import UserError
 from postgrad.studies.study_config import StudyConfig, check_same
 from postgrad.validation import validated
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE: dict[str, Any] = {"data": "digits", "model": "mlp", "limit": 60, "arms": {"gradnet": "gradnet:steps=1"}}
 
@@ -149,3 +152,13 @@ def test_a_changed_recipe_is_told_from_the_study(changes: dict[str, Any], senten
         )
     assert sentence in str(caught.value)
     assert str(caught.value).count(" there, ") <= 1
+
+
+def test_the_recipe_in_the_documentation_is_the_one_that_comes_with_it() -> None:
+    recipe = ROOT / "recipes" / "digits-study.yaml"
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "studies.md").read_text(), re.M | re.S)
+    assert yaml.safe_load(shown) == yaml.safe_load(recipe.read_text())
+    config = StudyConfig.load(recipe)
+    assert len(config.method_arms()) == 2
+    assert len(config.seeds) == 5
+    assert config.left_out() == ()

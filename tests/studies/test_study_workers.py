@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 PATIENCE_SECONDS = 240.0
-GRADNET_STEPS, FINAL_STEPS = 300, 1500
+GRADNET_STEPS, FINAL_STEPS = 200, 300
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content: dict[str, Any] = {
         "model": "mlp",
         "data": "digits",
+        "limit": 400,
         "epochs": 1,
         "threads": 1,
         "seeds": 2,
