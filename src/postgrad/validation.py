@@ -15,11 +15,23 @@ from postgrad.errors import UserError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _NamesOnce(yaml.SafeLoader):
+    """YAML that refuses a name which stands twice in a mapping; plain YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands there twice", key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping of names to values; an empty file is an empty mapping."""
     file = Path(path).expanduser()
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _NamesOnce)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ import yaml
 
 from postgrad.cli import main
 from postgrad.errors import UserError
+from postgrad.studies.executors import check_ray
 from postgrad.studies.study_config import StudyConfig, check_same
 from postgrad.validation import validated
 
@@ -117,6 +118,20 @@ def test_words_that_do_not_go_together(refused: Any, tmp_path: Path) -> None:
     assert main(["study"]) == 2
     assert main(["study", "--resume", str(tmp_path)]) == 2
     assert main(["study", "nowhere.yaml"]) == 2
+
+
+@pytest.mark.parametrize("address", ["nowhere", "ray://127.0.0.1:10001", "127.0.0.1:99999", "127.0.0.1:1"])
+def test_a_cluster_that_is_not_there(address: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match=rf"--ray {re.escape(address)}: "):
+        check_ray(address)
+
+
+def test_an_arm_that_stands_there_twice_is_not_lost(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("arms:\n  gradnet: gradnet\n  other: gradnet\n  gradnet: 'gradnet:epochs=2'\n")
+    with pytest.raises(UserError, match=r"recipe.yaml is not valid YAML: 'gradnet' stands there twice .*line 4"):
+        StudyConfig.load(file)
 
 
 def test_settings_read_back_equal_those_written(tmp_path: Path) -> None:

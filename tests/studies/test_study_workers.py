@@ -216,11 +216,6 @@ def test_a_cluster_of_two_nodes_that_loses_one(recipe: Path, undisturbed: Path, 
     check_same(run, undisturbed)
 
 
-def test_a_cluster_that_is_not_there_is_one_line(recipe: Path, tmp_path: Path) -> None:
-    err = ended(started(recipe, "--ray", "127.0.0.1:1", "--out", tmp_path / "run", "--quiet"), 2)
-    assert "postgrad: --ray 127.0.0.1:1: " in err.splitlines()[-1]
-
-
 def test_two_workers_wait_little_for_their_scheduler(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ended(started(recipe, "--workers", "2", "--out", run, "--quiet"))

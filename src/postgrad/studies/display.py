@@ -32,7 +32,8 @@ def shown(board: Board, run: Run, slots: int) -> Iterator[None]:
 
 def lines(board: Board, run: Run, slots: int) -> list[str]:
     """What is to be said now."""
-    return [_overall(board, slots), *(_of_trial(running, run) for _, running in sorted(board.running.items()))]
+    at_work = sorted(board.running.items())  # a copy, since another thread goes on with the board meanwhile
+    return [_overall(board, slots), *(_of_trial(running, run) for _, running in at_work)]
 
 
 def seconds_left(board: Board, slots: int) -> float | None:
@@ -40,7 +41,7 @@ def seconds_left(board: Board, slots: int) -> float | None:
     if not board.finished:
         return None
     of_arm: dict[str, list[float]] = {}
-    for trial, seconds in board.finished.items():
+    for trial, seconds in list(board.finished.items()):
         of_arm.setdefault(trial.arm, []).append(seconds)
     of_any = statistics.fmean(board.finished.values())
 

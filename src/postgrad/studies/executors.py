@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,10 @@ from postgrad.studies.worker import TOKEN, Entry, Outcome, Post, enter, perform,
 
 if TYPE_CHECKING:
     from postgrad.studies.run import Run
+
+
+ANSWER_SECONDS = 5.0
+"""How long the head of a Ray cluster may take to answer."""
 
 
 class Executor(Protocol):
@@ -93,7 +98,7 @@ class LocalProcesses:
         return self._busy[slot]
 
     def interrupt(self) -> None:
-        (self._post.directory / TOKEN).unlink(missing_ok=True)
+        self._post.token.unlink(missing_ok=True)
 
     def close(self) -> None:
         for slot, pool in self._pools.items():
@@ -153,7 +158,7 @@ class RayActors:
         return future
 
     def interrupt(self) -> None:
-        (self._post.directory / TOKEN).unlink(missing_ok=True)
+        self._post.token.unlink(missing_ok=True)
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -179,13 +184,16 @@ def default_slots(threads: int) -> int:
 @contextlib.contextmanager
 def posted(directory: Path, threads: int) -> Iterator[Post]:
     """Within the block workers of a study may work; at its end they are told to stop, if any is left."""
-    token, file = secrets.token_hex(16), directory.resolve() / TOKEN
+    place = directory.resolve()
+    for left in place.glob(f"{TOKEN}*"):  # of a call that was killed, whose workers may still be there
+        left.unlink()
+    token = place / f"{TOKEN}{secrets.token_hex(8)}"
     variables = {name: os.environ[name] for name in ("POSTGRAD_DATA",) if name in os.environ}
-    write_atomic(file, token)
+    write_atomic(token, "")
     try:
-        yield Post(directory.resolve(), token, threads, Path.cwd(), variables)
+        yield Post(place, token, threads, Path.cwd(), variables)
     finally:
-        file.unlink(missing_ok=True)
+        token.unlink(missing_ok=True)
 
 
 def _import_ray() -> Any:
@@ -195,6 +203,22 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise UserError("--ray needs Ray, which is not installed; run: pip install 'postgrad[search]'") from error
     return ray
+
+
+def check_ray(address: str) -> None:
+    """Say at once that Ray is not installed or that nobody answers at the address; Ray itself would try for minutes."""
+    _import_ray()
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        raise UserError(f"--ray {address}: expected local, auto, or HOST:PORT of a cluster's head")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--ray {address}: nothing answers there ({error}); start a cluster with `ray start --head`"
+        ) from error
 
 
 def _done(result: Any) -> Future[Any]:

@@ -48,7 +48,7 @@ class Board:
 
     def waiting(self) -> list[Trial]:
         """Trials that are neither over nor at work."""
-        at_work = {running.trial for running in self.running.values()}
+        at_work = {running.trial for running in list(self.running.values())}
         return [t for t in self.trials if t not in self.finished and t not in self.failed and t not in at_work]
 
     def next_ready(self) -> Trial | None:

@@ -15,7 +15,7 @@ from postgrad.errors import UserError
 from postgrad.files import locked
 from postgrad.reports.schema import Failure
 from postgrad.studies.display import shown
-from postgrad.studies.executors import Executor, InProcess, LocalProcesses, RayActors, default_slots, posted
+from postgrad.studies.executors import Executor, InProcess, LocalProcesses, RayActors, check_ray, default_slots, posted
 from postgrad.studies.overhead import scheduling_overhead
 from postgrad.studies.prepare import begin, claim_directory, prepare
 from postgrad.studies.results import close
@@ -53,6 +53,8 @@ def study(config: StudyConfig, *, workers: int | None = None, ray: str | None = 
     began = perf_counter()
     if ray is not None and workers == 0:
         raise UserError("--workers 0 works in this process and --ray in others; give one of the two")
+    if ray is not None:
+        check_ray(ray)
     if workers != 0 and config.threads is None:
         config = config.model_copy(update={"threads": 1})
     run = prepare(config)

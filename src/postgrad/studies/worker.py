@@ -25,8 +25,8 @@ from postgrad.studies.trials import Trial
 if TYPE_CHECKING:
     from postgrad.studies.run import Run
 
-TOKEN = ".workers"
-"""The file in a study's directory that workers obey: they work as long as it holds their token."""
+TOKEN = ".workers-"
+"""How the name of the file begins that workers obey, in the study's directory: they work as long as it is there."""
 
 PROGRESS = "progress.json"
 TRACEBACK = "failure.txt"
@@ -44,10 +44,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Post:
-    """Where a worker works: the study's directory as all machines see it, its token, and what it must be told first."""
+    """Where a worker works: the study's directory as all machines see it, and what it must be told first.
+
+    `token` is the file that it obeys, of another name at each call, so that workers of an earlier one stop.
+    """
 
     directory: Path
-    token: str
+    token: Path
     threads: int
     folder: Path
     variables: dict[str, str]
@@ -95,7 +98,7 @@ def enter(post: Post) -> Entry:
     # Ctrl-C at a terminal reaches all its processes at once; the study tells its workers itself, by the token.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    if not _has_token(post):
+    if not post.token.exists():
         here = f"{platform.node()} does not see {post.directory} as it is where the study was started"
         return Entry(os.getpid(), f"{here}; all machines of a cluster must share that folder under the same path")
     if post.folder.is_dir():
@@ -122,9 +125,9 @@ class Station:
 
         self._post = post
         self._busy = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
         self._run = prepare(StudyConfig.load(post.directory / "config.yaml"))
         self._run.directory = post.directory
-        threading.Thread(target=self._watch, daemon=True).start()
 
     def work(self, trial: Trial) -> Outcome:
         with self._interruptible():
@@ -141,7 +144,7 @@ class Station:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _watch(self) -> None:
-        """End with the process that started this one; interrupt a trial that is no longer wanted, once."""
+        """End with the process that started this one, and when no longer wanted; a trial is interrupted first, once."""
         parent = multiprocessing.parent_process()
         told = False
         while True:
@@ -149,16 +152,13 @@ class Station:
                 time.sleep(LOOK_EVERY_SECONDS)
             elif connection.wait([parent.sentinel], LOOK_EVERY_SECONDS):
                 os._exit(1)
-            if not told and self._busy.is_set() and not _has_token(self._post):
+            if self._post.token.exists():
+                continue
+            if not self._busy.is_set():
+                os._exit(1)
+            if not told:
                 told = True
                 _thread.interrupt_main()
-
-
-def _has_token(post: Post) -> bool:
-    try:
-        return (post.directory / TOKEN).read_text(encoding="utf-8") == post.token
-    except OSError:
-        return False
 
 
 _station: Station | None = None
