@@ -167,6 +167,29 @@ def test_worker_processes_make_the_same_bits(
     assert 0 <= overhead < 0.5
 
 
+def test_arms_are_scored_on_other_data_and_corruptions_too(tmp_path: Path) -> None:
+    arms = {"last": LAST}
+    config = tiny(tmp_path / "run", arms=arms, ood=["noise"], corruptions=["contrast"], limit=40, epochs=1)
+    ended = study(config, workers=0)
+    results = schema.read_results(ended.directory / "results.json")
+    for arm in results.arms:
+        auroc = {entry.score: entry.metrics["auroc"] for entry in arm.outside if entry.data == "noise"}
+        assert auroc["max_softmax"].n_seeds == 2
+        directories = [ended.directory / arm.name, ended.directory / "seed-1" / arm.name]
+        by_hand = []
+        for directory in directories:
+            with np.load(directory / "outside_scores.npz") as scores:
+                by_hand.append(pairs_right(scores["inside/max_softmax"], scores["noise/max_softmax"]))
+        assert auroc["max_softmax"].values == pytest.approx(by_hand, abs=1e-6)
+        assert [entry.severity for entry in arm.corruptions] == [1, 2, 3, 4, 5]
+        assert {entry.metrics["accuracy"].n_seeds for entry in arm.corruptions} == {2}
+
+
+def pairs_right(inside: np.ndarray, outside: np.ndarray) -> float:
+    """The area under the ROC curve, counted over all pairs."""
+    return float(((inside[:, None] > outside) + 0.5 * (inside[:, None] == outside)).mean())
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, broken: Callable[[Any, Any], bool], error: BaseException) -> None:
     from postgrad.studies import arms
 

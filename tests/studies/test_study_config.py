@@ -99,6 +99,10 @@ def test_a_wrong_value_is_one_line(refused: Any, field: str) -> None:
         ({"arms": {"a": "gradnet", "b": "gradnet:layers=[l7]"}}, "unknown layer 'l7'"),
         ({"controls": ["control-same-price"]}, "name these two as well"),
         ({"data": "npz:nowhere.npz"}, "nowhere.npz"),
+        ({"ood": ["noisy"]}, "did you mean 'noise'?"),
+        ({"ood": ["digits"]}, "digits is the data of the study itself"),
+        ({"corruptions": ["jpg"]}, "did you mean 'jpeg'?"),
+        ({"corruptions": "jpeg,jpeg"}, "corruptions: expected each name once"),
     ],
 )
 def test_other_mistakes_are_one_line_before_any_training(refused: Any, settings: dict[str, Any], hint: str) -> None:

@@ -26,6 +26,7 @@ from postgrad.memory import peak_memory
 from postgrad.methods.registry import check_options, get_method
 from postgrad.studies.base_arm import SharedBase, augmented_accuracy, fit_base
 from postgrad.studies.config import MethodConfig
+from postgrad.studies.extras import corruption_scores, outside_scores
 from postgrad.studies.run import ArmRecord, Run, write_arrays
 from postgrad.studies.seed_run import SeedRun
 from postgrad.studies.trials import Trial
@@ -79,6 +80,8 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
         control_for=[method.label] if method and trial.kind == "control" else [],
         warnings=of_arm.warnings,
         augmented_accuracy=augmented_accuracy(seed_run, fitted.model) if trial.kind == "base" else None,
+        outside=outside_scores(run, classifier, directory),
+        corruptions=corruption_scores(run, classifier),
     )
     _keep_curve(directory)
     record.write(directory)

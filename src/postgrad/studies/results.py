@@ -18,7 +18,19 @@ from postgrad.evaluation.statistics import verdicts
 from postgrad.files import write_atomic
 from postgrad.methods.registry import get_method
 from postgrad.reports.html import render
-from postgrad.reports.schema import Arm, Cost, Data, Failure, Metric, Results, Verdict, write_results
+from postgrad.reports.schema import (
+    Arm,
+    CorruptionScore,
+    Cost,
+    Data,
+    Failure,
+    Metric,
+    OutsideScore,
+    Results,
+    Verdict,
+    write_results,
+)
+from postgrad.studies.extras import entries_across_seeds
 from postgrad.studies.run import ArmRecord, Run
 from postgrad.studies.trials import trials
 
@@ -134,6 +146,10 @@ def _arm(records: list[ArmRecord], cards: list[dict[str, Any]]) -> Arm:
         notes=first.notes,
         metrics={key: Metric(**value) for key, value in across_seeds(cards).items()},
         cost=_cost(records),
+        outside=[OutsideScore(**entry) for entry in entries_across_seeds([each.outside for each in records])],
+        corruptions=[
+            CorruptionScore(**entry) for entry in entries_across_seeds([each.corruptions for each in records])
+        ],
     )
 
 

@@ -20,6 +20,7 @@ from postgrad.data.datasets import Dataset, Images
 from postgrad.data.preprocessing import Augmentation, Preprocessing
 from postgrad.data.splits import Halves
 from postgrad.devices import pick_device
+from postgrad.evaluation.score import Extras
 from postgrad.files import atomic_path, disk_errors, write_atomic
 from postgrad.studies.config import ComparisonConfig
 
@@ -30,7 +31,8 @@ EVENTS = "events.jsonl"
 class Run:
     """One call of `improve` or `study`: what all its seeds share.
 
-    `own` is the user's own network, None where the base is trained from new weights.
+    `own` is the user's own network, None where the base is trained from new weights; `extras` is what arms are scored
+    on beyond the test images.
     """
 
     config: ComparisonConfig
@@ -41,6 +43,7 @@ class Run:
     preprocess: Preprocessing
     augmentation: Augmentation
     own: nn.Module | None = None
+    extras: Extras = field(default_factory=Extras)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -117,6 +120,8 @@ class ArmRecord:
     control_for: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    outside: list[dict[str, Any]] = field(default_factory=list)
+    corruptions: list[dict[str, Any]] = field(default_factory=list)
     augmented_accuracy: float | None = None
     """Of a base, on the test images augmented as in training, where the settings ask for it."""
 

@@ -16,6 +16,7 @@ from postgrad.files import locked
 from postgrad.reports.schema import Failure
 from postgrad.studies.display import shown
 from postgrad.studies.executors import Executor, InProcess, LocalProcesses, RayActors, check_ray, default_slots, posted
+from postgrad.studies.extras import check_names, load_extras
 from postgrad.studies.overhead import scheduling_overhead
 from postgrad.studies.prepare import begin, claim_directory, prepare
 from postgrad.studies.results import close
@@ -57,7 +58,7 @@ def study(config: StudyConfig, *, workers: int | None = None, ray: str | None = 
         check_ray(ray)
     if workers != 0 and config.threads is None:
         config = config.model_copy(update={"threads": 1})
-    run = prepare(config)
+    run = prepare_study(config)
     if left_out := config.left_out():
         run.warn(f"left out: {', '.join(left_out)}")
     claim_directory(run)
@@ -68,6 +69,14 @@ def study(config: StudyConfig, *, workers: int | None = None, ray: str | None = 
         failures = [Failure(arm=t.arm, seed=t.seed, reason=reason) for t, reason in board.failed.items()]
         _close(run, board, failures, perf_counter() - began)
     return Study(run.directory, failures)
+
+
+def prepare_study(config: StudyConfig) -> Run:
+    """What all trials of a study share in one process: the run, and what its arms are scored on beside the data."""
+    check_names(config)
+    run = prepare(config)
+    run.extras = load_extras(config, run.dataset)
+    return run
 
 
 def _board(run: Run) -> Board:

@@ -120,13 +120,13 @@ class Station:
     """The run of a worker process, and a thread that watches whether it is still wanted."""
 
     def __init__(self, post: Post) -> None:
-        from postgrad.studies.prepare import prepare
+        from postgrad.studies.study import prepare_study
         from postgrad.studies.study_config import StudyConfig
 
         self._post = post
         self._busy = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
-        self._run = prepare(StudyConfig.load(post.directory / "config.yaml"))
+        self._run = prepare_study(StudyConfig.load(post.directory / "config.yaml"))
         self._run.directory = post.directory
 
     def work(self, trial: Trial) -> Outcome:
