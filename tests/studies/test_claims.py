@@ -12,7 +12,8 @@ import pytest
 from postgrad.errors import UserError
 from postgrad.evaluation.statistics import verdicts
 from postgrad.reports.schema import Arm, Cost, Data, Metric, Results, Verdict
-from postgrad.studies.claims import Claim, judge, write_index, write_ledger
+from postgrad.studies.claims import judge, write_index, write_ledger
+from postgrad.studies.study_config import Claim
 
 LEDGER = Path(__file__).resolve().parents[2] / "docs" / "ledger"
 CONTROLS = ["control-finetune", "control-features"]

@@ -16,7 +16,8 @@ import yaml
 from postgrad.errors import UserError
 from postgrad.reports.schema import Arm, Cost, Data, Metric, Results, Verdict, write_results
 from postgrad.studies.config import ImproveConfig
-from postgrad.studies.ledger import HEADS, Page, keep_raw, main, render_page
+from postgrad.studies.ledger import HEADS, Page, main, render_page
+from postgrad.studies.raw import keep_raw
 from postgrad.validation import read_yaml, validated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +169,7 @@ def test_what_is_kept_of_a_run_names_no_path_and_all_predictions(finished: Path,
 def test_half_copied_results_are_not_shown(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """results.json comes last, so that a kill in between leaves none."""
     monkeypatch.setattr(
-        "postgrad.studies.ledger.write_arrays", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        "postgrad.studies.raw.write_arrays", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         keep_raw(finished, tmp_path / "a")

@@ -26,6 +26,7 @@ from postgrad.studies import ledger, ledger_runs
 from postgrad.studies.config import ImproveConfig
 from postgrad.studies.improve import improve
 from postgrad.studies.ledger_runs import first_part, improve_process, is_done, is_finished, run_rows
+from postgrad.studies.raw import keep_raw
 
 FEATURES = ["control-finetune", "control-features"]
 
@@ -114,7 +115,7 @@ def test_rows_share_the_training_of_their_base(
 def test_copy_of_the_raw_results_does_not_say_where_bases_lie(tmp_path: Path, recipes, here: list[list[str]]) -> None:
     run_rows(["row"], recipes=recipes(row={}), runs=tmp_path / "runs", after_row=lambda _: None)
     assert ImproveConfig.load(tmp_path / "runs" / "row" / "config.yaml").bases == tmp_path / "runs" / "bases"
-    ledger.keep_raw(tmp_path / "runs" / "row", tmp_path / "raw")
+    keep_raw(tmp_path / "runs" / "row", tmp_path / "raw")
     assert "bases" not in (tmp_path / "raw" / "config.yaml").read_text()
     assert str(tmp_path) not in (tmp_path / "raw" / "config.yaml").read_text()
 

@@ -138,6 +138,45 @@ def test_finished_study_resumes_at_once(alone: Path, capsys: pytest.CaptureFixtu
     assert {path: path.stat().st_mtime_ns for path in alone.rglob("arm.json")} == before
 
 
+CLAIM = {"claim": "MNIST .92", "source": "Table 1", "arm": "gradnet", "published_base": 0.92, "published": 0.98}
+
+
+def test_a_ledger_judges_the_claims_and_keeps_the_raw_results(alone: Path, tmp_path: Path, capsys) -> None:
+    recipe, page = tmp_path / "recipe.yaml", tmp_path / "ledger" / "page"
+    settings = yaml.safe_load((alone / "config.yaml").read_text())
+    recipe.write_text(yaml.safe_dump(settings | {"claims": [CLAIM]}))
+    assert main(["study", str(recipe), "--resume", str(alone), "--ledger", str(page), "--quiet"]) == 0
+    (row,) = json.loads(page.with_suffix(".json").read_text())["rows"]
+    results = schema.read_results(alone / "results.json")
+    assert row["ours"] == results.arm("gradnet").metrics["accuracy"].mean
+    assert (row["verdict"], row["n_seeds"], row["control"]) == ("preliminary", 2, "control-features-gradnet")
+    assert row["command"] == f"postgrad study {recipe}"
+    assert (page.parent / row["raw"] / "results.json").read_bytes() == (alone / "results.json").read_bytes()
+    assert "MNIST .92" in (page.parent / "index.md").read_text()
+    assert f"ledger: {page}.md" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("page", "claims", "message"),
+    [
+        ("page", [], "makes no claims"),
+        ("page.md", [CLAIM], "without its ending"),
+        ("made", [CLAIM], "is made from made.yaml"),
+    ],
+)
+def test_a_ledger_that_cannot_be_is_told_before_anything_runs(
+    alone: Path, tmp_path: Path, capsys, page: str, claims: list[Any], message: str
+) -> None:
+    (tmp_path / "made.yaml").write_text("title: T")
+    recipe = tmp_path / "recipe.yaml"
+    settings = yaml.safe_load((alone / "config.yaml").read_text())
+    recipe.write_text(yaml.safe_dump(settings | {"claims": claims}))
+    words = ["study", str(recipe), "--out", str(tmp_path / "run"), "--ledger", str(tmp_path / page), "--quiet"]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_recipe_that_differs_is_told_at_resume(alone: Path, tmp_path: Path, capsys) -> None:
     recipe = tmp_path / "recipe.yaml"
     settings = yaml.safe_load((alone / "config.yaml").read_text())

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE: dict[str, Any] = {"data": "digits", "model": "mlp", "limit": 60, "arms": {"gradnet": "gradnet:steps=1"}}
 
+CLAIM = {"claim": "MNIST .92", "source": "Table 1", "arm": "gradnet", "published": 0.98}
+
 WRONG: dict[str, tuple[Any, str]] = {
     "model": ("resnet21", "did you mean 'resnet20'?"),
     "weights": ("nowhere.pt", "no such weights file"),
@@ -49,7 +51,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "arms": ({"gradnet": "gradnut"}, "did you mean 'gradnet'?"),
     "ood": (["noise", "noise"], "ood: expected each name once"),
     "corruptions": (3, "corruptions: should be a valid tuple"),
-    "claims": ("better", "claims: should be a valid tuple"),
+    "claims": ([CLAIM | {"arm": "gradnut"}], "unknown arm of the claim 'MNIST .92' 'gradnut': did you mean 'gradnet'?"),
 }
 
 
@@ -101,6 +103,9 @@ def test_a_wrong_value_is_one_line(refused: Any, field: str) -> None:
         ({"data": "npz:nowhere.npz"}, "nowhere.npz"),
         ({"ood": ["noisy"]}, "did you mean 'noise'?"),
         ({"ood": ["digits"]}, "digits is the data of the study itself"),
+        ({"claims": [CLAIM | {"metric": "acuracy"}]}, "did you mean 'accuracy'?"),
+        ({"claims": [{"claim": "MNIST .92"}]}, "source: missing"),
+        ({"claims": "better"}, "claims: should be a valid tuple"),
         ({"corruptions": ["jpg"]}, "did you mean 'jpeg'?"),
         ({"corruptions": "jpeg,jpeg"}, "corruptions: expected each name once"),
     ],
@@ -139,7 +144,7 @@ def test_an_arm_that_stands_there_twice_is_not_lost(tmp_path: Path) -> None:
 
 
 def test_settings_read_back_equal_those_written(tmp_path: Path) -> None:
-    config = StudyConfig.model_validate(RECIPE | {"seeds": 5, "ood": "noise,digits", "claims": [{"arm": "gradnet"}]})
+    config = StudyConfig.model_validate(RECIPE | {"seeds": 5, "ood": "noise,digits", "claims": [CLAIM]})
     config.save(tmp_path / "config.yaml")
     assert StudyConfig.load(tmp_path / "config.yaml") == config
     assert config.seeds == (0, 1, 2, 3, 4)

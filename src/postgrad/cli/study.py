@@ -15,6 +15,9 @@ from postgrad.errors import UserError
 from postgrad.studies.study_config import StudyConfig, check_same
 from postgrad.validation import read_yaml, validated
 
+_OF_THIS_CALL = ("recipe", "workers", "ray", "ledger", "json", "quiet")
+"""Options that are no settings of the study."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -35,6 +38,8 @@ class RunOptions:
     """Run with the seeds 0 ... N-1. Default: the recipe's."""
     out: Folder = None
     """Where the results go; one that holds something is left alone, and DIR-2, ... is used. Default: runs/study."""
+    ledger: Annotated[Folder, tyro.conf.arg(metavar="PAGE")] = None
+    """Judge the recipe's claims on a page of a replication ledger, such as docs/ledger/NAME, with the raw results."""
     resume: Folder = None
     """Go on with an interrupted study; a recipe that is given as well must be its own."""
 
@@ -53,9 +58,13 @@ class Options:
 def run(options: Options) -> int:
     """Settle the settings, run the study, print the table and what failed."""
     config = resumed(options) if options.run.resume else configured(options)
+    ledger = options.run.ledger
     with prepared(options.machine):
+        from postgrad.studies.claims import check_ledger, ledger_of_study
         from postgrad.studies.study import study
 
+        if ledger is not None:
+            check_ledger(ledger, config.claims)
         ended = study(config, workers=options.run.workers, ray=options.run.ray)
     file = ended.directory / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -65,6 +74,9 @@ def run(options: Options) -> int:
         say(f"postgrad: {failure.arm}, seed {failure.seed}: {failure.reason}")
     if results is not None and not options.machine.json:
         say(f"\nreport: {ended.directory / 'report.html'}")
+    if results is not None and ledger is not None:
+        ledger_of_study(ledger, config.claims, ended.directory, f"postgrad study {options.run.recipe or 'config.yaml'}")
+        say(f"ledger: {ledger.with_suffix('.md')}")
     return 1 if ended.failures else 0
 
 
@@ -88,7 +100,7 @@ def configured(options: Options) -> StudyConfig:
     if recipe is None:
         raise UserError("give a recipe, such as recipes/digits-study.yaml, or --resume DIR")
     flags = given(options.run, options.machine)
-    for name in ("recipe", "workers", "ray", "json", "quiet"):
+    for name in _OF_THIS_CALL:
         flags.pop(name, None)
     config = validated(StudyConfig, read_yaml(recipe) | flags, source=str(recipe))
     if config.resume is not None:
@@ -100,7 +112,7 @@ def resumed(options: Options) -> StudyConfig:
     """The settings of an interrupted study, from its directory; a recipe given beside them must say the same."""
     directory, recipe = options.run.resume, options.run.recipe
     assert directory is not None
-    others = set(given(options.run, options.machine)) - {"resume", "recipe", "workers", "ray", "json", "quiet"}
+    others = set(given(options.run, options.machine)) - {"resume", *_OF_THIS_CALL}
     if others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
         raise UserError(f"--resume goes on with the study's own settings; leave out {names}")
@@ -108,6 +120,9 @@ def resumed(options: Options) -> StudyConfig:
     if not file.is_file():
         raise UserError(f"{directory} holds no config.yaml, so it is no study to resume; give a study's directory")
     there = StudyConfig.load(file)
+    of_this_call: dict[str, Any] = {"resume": directory, "out": directory}
     if recipe is not None:
-        check_same(there, StudyConfig.load(recipe), where=directory, source=recipe)
-    return there.model_copy(update={"resume": directory, "out": directory})
+        given_now = StudyConfig.load(recipe)
+        check_same(there, given_now, where=directory, source=recipe)
+        of_this_call["claims"] = given_now.claims
+    return there.model_copy(update=of_this_call)

@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from postgrad.errors import UserError, unknown_name
 from postgrad.evaluation.statistics import HIGHER_IS_BETTER, MIN_SEEDS
 from postgrad.files import write_atomic
-from postgrad.reports.schema import Interval, Results, Verdict
+from postgrad.reports.schema import Interval, Results, Verdict, read_results
+from postgrad.studies.raw import keep_raw
+from postgrad.studies.study_config import Claim
 
 Word = Literal["replicated", "partly", "not replicated", "not testable here", "preliminary"]
 
@@ -36,24 +38,6 @@ WORDS: dict[Word, str] = {
 """What each verdict of a row means."""
 
 HEADS = ("claim", "published", "ours", "best control", "ours against it", "seeds", "verdict")
-
-
-class Claim(BaseModel):
-    """What was published, and the arm of a study that tests it.
-
-    `published_base` and `published` are the figures before and after; `not_testable` says what is missing where a claim
-    cannot be tested here, and then no arm is needed.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    claim: str
-    source: str
-    arm: str | None = None
-    metric: str = "accuracy"
-    published_base: float | None = None
-    published: float | None = None
-    not_testable: str | None = None
 
 
 class LedgerRow(BaseModel):
@@ -141,6 +125,24 @@ def _word(verdicts: Sequence[Verdict], *, controls: int) -> tuple[Word, str]:
     if not beats_base:
         return "not replicated", reason
     return ("replicated" if len(better) == controls else "partly"), reason
+
+
+def ledger_of_study(path: Path, claims: Sequence[Claim], run: Path, command: str) -> None:
+    """Judge the claims of a finished study, and keep its raw results beside the page."""
+    results, raw = read_results(run / "results.json"), Path("raw") / path.name
+    rows = [judge(claim, results, raw=str(raw), command=command) for claim in claims]
+    keep_raw(run, path.parent / raw)
+    write_ledger(path, f"Replication ledger: {path.name}", rows)
+
+
+def check_ledger(path: Path, claims: Sequence[Claim]) -> None:
+    """Refuse, before anything is trained, a ledger that could not be written."""
+    if not claims:
+        raise UserError(f"--ledger {path}: the recipe makes no claims that could be judged; add some (claims:)")
+    if path.suffix:
+        raise UserError(f"--ledger {path}: give the name of a page without its ending, such as docs/ledger/powergrad")
+    if path.with_suffix(".yaml").exists():
+        raise UserError(f"--ledger {path}: that page is made from {path.name}.yaml; give another name")
 
 
 def write_ledger(path: Path, title: str, rows: Sequence[LedgerRow]) -> None:

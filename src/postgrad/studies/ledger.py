@@ -18,25 +18,18 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.files import write_atomic
 from postgrad.reports.schema import Arm, Results, Verdict, read_results
-from postgrad.studies.claims import Claim, LedgerRow, judge, write_rows
+from postgrad.studies.claims import LedgerRow, judge, write_rows
 from postgrad.studies.ledger_runs import is_finished, run_rows
-from postgrad.studies.run import write_arrays
+from postgrad.studies.raw import keep_raw
+from postgrad.studies.study_config import Claim
 from postgrad.validation import read_yaml, validated
-
-KEPT = ("environment.json", "metrics.csv", "events.jsonl", "results.json")
-"""Copied in this order: where results.json lies, all of it does."""
-
-OF_ONE_MACHINE = ("data_dir", "weights", "out", "bases", "base_targets")
-"""Settings that hold paths of one machine, or belong to what lies there; the copy of config.yaml leaves them out."""
 
 VERDICTS = {"better": "better than", "no difference": "no different from", "worse": "worse than"}
 
@@ -104,24 +97,6 @@ class Page(BaseModel):
         runs = [row.run for row in self.every_row()]
         if name not in runs:
             raise unknown_name("row", name, runs)
-
-
-def keep_raw(run: Path, raw: Path) -> None:
-    """Copy what a figure rests on: results, settings without paths, curves, events, and every arm's predictions."""
-    settings = {key: value for key, value in read_yaml(run / "config.yaml").items() if key not in OF_ONE_MACHINE}
-    write_atomic(raw / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    predicted: dict[str, Any] = {}
-    records = []
-    for file in sorted(run.rglob("arm.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        records.append(record)
-        with np.load(file.parent / "test_predictions.npz") as arrays:
-            predicted[f"{record['name']}-seed{record['seed']}"] = arrays["probabilities"].argmax(1).astype(np.uint8)
-            predicted["labels"] = arrays["labels"].astype(np.uint8)
-    write_atomic(raw / "arms.json", json.dumps(records, indent=1))
-    write_arrays(raw / "predicted.npz", **predicted)
-    for name in KEPT:
-        write_atomic(raw / name, (run / name).read_bytes())
 
 
 def render_page(page: Page, raw: Path) -> str:

@@ -22,11 +22,8 @@ from postgrad.studies.prepare import begin, claim_directory, prepare
 from postgrad.studies.results import close
 from postgrad.studies.run import ArmRecord, Run, resumable
 from postgrad.studies.scheduler import Board, run_trials
-from postgrad.studies.study_config import StudyConfig
+from postgrad.studies.study_config import FURTHER_METRICS, StudyConfig
 from postgrad.studies.trials import trials
-
-FURTHER_METRICS = ("nll", "ece", "brier", "aurc")
-"""What verdicts are about beside accuracy."""
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator, model_validator
 
-from postgrad.errors import UserError
+from postgrad.errors import UserError, unknown_name
 from postgrad.studies.config import CONTROLS, ArmName, ComparisonConfig, Method, MethodConfig, Names, UserPath
 
-_OF_ONE_CALL = ("out", "resume", "data_dir")
-"""Settings that say where things lie, and may be others when a study goes on."""
+FURTHER_METRICS = ("nll", "ece", "brier", "aurc")
+"""What verdicts are about beside accuracy."""
+
+_OF_ONE_CALL = ("out", "resume", "data_dir", "claims")
+"""Settings that say where things lie, or how the results are read, and may be others when a study goes on."""
 
 
 def _mapping(value: Any) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"expected lines of the form 'name: method', got {value!r}")
     return value
+
+
+class Claim(BaseModel):
+    """What was published, and the arm of a study that tests it.
+
+    `published_base` and `published` are the figures before and after; `not_testable` says what is missing where a claim
+    cannot be tested here, and then no arm is needed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    claim: str
+    source: str
+    arm: str | None = None
+    metric: str = "accuracy"
+    published_base: float | None = None
+    published: float | None = None
+    not_testable: str | None = None
 
 
 class StudyConfig(ComparisonConfig):
@@ -29,14 +50,14 @@ class StudyConfig(ComparisonConfig):
 
     `arms` names the methods that are compared: the same one may stand there several times, with other options under
     other names. `seeds` is their number, or a list. `ood` and `corruptions` are data sets and corruptions on which all
-    arms are scored too. `claims` are statements about the results that are checked with them.
+    arms are scored too. `claims` are what was published, to be judged by the results.
     """
 
     out: UserPath = Path("runs/study")
     arms: Annotated[dict[ArmName, Method], BeforeValidator(_mapping)]
     ood: Names = ()
     corruptions: Names = ()
-    claims: tuple[dict[str, Any], ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     def method_arms(self) -> tuple[MethodConfig, ...]:
         return tuple(method.model_copy(update={"arm": name}) for name, method in self.arms.items())
@@ -57,6 +78,16 @@ class StudyConfig(ComparisonConfig):
             if method.arm not in (None, name):
                 raise ValueError(f"{name}: the name of an arm stands before its method; leave out arm: {method.arm}")
         return arms
+
+    @model_validator(mode="after")
+    def _claims_of_arms(self) -> Self:
+        for claim in self.claims:
+            tested = claim.not_testable is None and (claim.arm is not None or len(self.arms) > 1)
+            if tested and claim.arm not in self.arms:
+                raise unknown_name(f"arm of the claim '{claim.claim}'", claim.arm or "", self.arms)
+            if claim.metric not in (known := ("accuracy", *FURTHER_METRICS)):
+                raise unknown_name(f"metric of the claim '{claim.claim}'", claim.metric, known)
+        return self
 
     @model_validator(mode="after")
     def _once(self) -> Self:
