@@ -168,9 +168,7 @@ def test_what_is_kept_of_a_run_names_no_path_and_all_predictions(finished: Path,
 
 def test_half_copied_results_are_not_shown(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """results.json comes last, so that a kill in between leaves none."""
-    monkeypatch.setattr(
-        "postgrad.studies.raw.write_arrays", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    monkeypatch.setattr("postgrad.studies.raw.write_arrays", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         keep_raw(finished, tmp_path / "a")
     assert "not run" in render_page(page({"claim": "A", "run": "a"}), tmp_path)
