@@ -26,6 +26,8 @@ from postgrad.data.datasets import Dataset, Images, load_dataset
 from postgrad.data.preprocessing import Augmentation, augment
 from postgrad.data.splits import halves
 from postgrad.errors import UserError
+from postgrad.evaluation.calibration import apply_temperature, fit_temperature
+from postgrad.evaluation.metrics import nll
 from postgrad.files import locked
 from postgrad.reports import schema
 from postgrad.studies.config import ImproveConfig
@@ -123,6 +125,25 @@ def test_figures_are_those_of_the_stored_predictions(finished: Path, results: sc
         assert accuracy.ci_over == "images"
         assert accuracy.ci95 is not None
         assert accuracy.ci95[0] <= accuracy.mean <= accuracy.ci95[1]
+
+
+def test_temperatures_come_from_validation_images(finished: Path, results: schema.Results, digits: Dataset) -> None:
+    assert digits.train is not None
+    validation = digits.train.subset(halves(digits).method_validation)
+    labels, fitted = validation.labels.numpy(), 0
+    for arm in results.arms:
+        probabilities = load_classifier(finished / arm.name).predict_proba(validation.images)
+        scaled = {"nll_scaled", "ece_scaled", "ece_equal_mass_scaled", "brier_scaled"} & arm.metrics.keys()
+        if (probabilities.argmax(axis=1) == labels).all():
+            assert (arm.temperature, scaled) == (None, set())
+            continue
+        fitted += 1
+        assert arm.temperature == pytest.approx([fit_temperature(probabilities, labels)], rel=1e-4)
+        with np.load(finished / arm.name / "test_predictions.npz") as stored:
+            expected = nll(apply_temperature(stored["probabilities"], arm.temperature[0]), stored["labels"])
+        assert arm.metrics["nll_scaled"].mean == pytest.approx(expected, rel=1e-5)
+        assert len(scaled) == 4
+    assert fitted
 
 
 def test_times_add_up(results: schema.Results) -> None:
@@ -409,4 +430,5 @@ def test_whole_halves_leave_no_training_image_out(tiny, tmp_path: Path, finished
     assert any("methods are fitted on 50 of the second half" in note for note in results.notes)
     assert any("whole halves, as published" in note for note in results.notes)
     assert results.data.n_train == 100
+    assert {arm.temperature for arm in results.arms} == {None}
     assert not same(predictions(directory), predictions(finished))

@@ -20,6 +20,7 @@ from postgrad.controls import (
     control_more_data,
     control_same_price,
 )
+from postgrad.evaluation.calibration import found_temperature
 from postgrad.evaluation.cost import measure_cost
 from postgrad.files import write_atomic
 from postgrad.memory import peak_memory
@@ -63,6 +64,7 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
     if trial.arm == _drawn_arm(run) and trial.seed == run.config.seeds[0]:
         write_atomic(run.directory / "gradnet_blocks.json", json.dumps(fitted.model.block_table()))
     of_arm, method = seed_run.run, trial.method
+    accuracy, temperature = _score(run, classifier, directory)
     record = ArmRecord(
         name=trial.arm,
         kind=trial.kind,
@@ -72,7 +74,8 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
         total_cpu_seconds=fitted.cpu_seconds + stands_on,
         seconds=seconds,
         peak_memory_mb=megabytes,
-        validation_accuracy=_score(run, classifier, directory),
+        validation_accuracy=accuracy,
+        temperature=temperature,
         cost=measure_cost(classifier, run.test.images[:TIMED_IMAGES]),
         steps={k: count for k, count in of_arm.steps.items() if k.startswith(f"seed{trial.seed}/{trial.arm}/")},
         trials=fitted.trials,
@@ -177,14 +180,19 @@ def _drawn_arm(run: Run) -> str | None:
     return next((method.label for method in run.config.method_arms() if method.name == "gradnet"), None)
 
 
-def _score(run: Run, classifier: Any, directory: Path) -> float:
-    """Write the test predictions; give the accuracy on the validation data, the only one that may choose anything."""
+def _score(run: Run, classifier: Any, directory: Path) -> tuple[float, float | None]:
+    """Write the test predictions; give the accuracy and the temperature that the validation images find.
+
+    They are the only ones that may choose anything. Of whole halves the arm was fitted on them, and none is found.
+    """
     test = run.test
     write_arrays(
         directory / "test_predictions.npz", probabilities=classifier.predict_proba(test.images), labels=test.labels
     )
     validation = run.train.subset(run.halves.method_validation)
-    return float((classifier.predict(validation.images) == validation.labels.numpy()).mean())
+    probabilities, labels = classifier.predict_proba(validation.images), validation.labels.numpy()
+    temperature = None if run.config.whole_halves else found_temperature(probabilities, labels)
+    return float((probabilities.argmax(axis=1) == labels).mean()), temperature
 
 
 def _keep_curve(directory: Path) -> None:

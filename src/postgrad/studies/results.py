@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,11 @@ def collect(
     for arm in records:
         stored = [_predictions(run, seed, arm) for seed in run.config.seeds]
         correct[arm] = [None if each is None else each[0].argmax(axis=1) == each[1] for each in stored]
-        cards[arm] = [None if each is None else scorecard(*each) for each in stored]
+        found = dict(zip(records[arm], _temperatures(records[arm].values()) or (), strict=False))
+        cards[arm] = [
+            None if each is None else scorecard(*each, temperature=found.get(seed))
+            for seed, each in zip(run.config.seeds, stored, strict=True)
+        ]
     further = {
         metric: {arm: [None if card is None else card[metric]["mean"] for card in cards[arm]] for arm in cards}
         for metric in further_metrics
@@ -95,6 +99,12 @@ def collect(
         warnings=run.warnings,
         failures=list(failures),
     )
+
+
+def _temperatures(records: Iterable[ArmRecord]) -> list[float] | None:
+    """Those of an arm by seed; None where one lacks it: other means than the plain ones' seeds."""
+    found = [record.temperature for record in records]
+    return None if None in found else [each for each in found if each is not None]
 
 
 def _recommended(run: Run, records: Mapping[str, Mapping[int, ArmRecord]]) -> str | None:
@@ -146,6 +156,7 @@ def _arm(records: list[ArmRecord], cards: list[dict[str, Any]]) -> Arm:
         notes=first.notes,
         metrics={key: Metric(**value) for key, value in across_seeds(cards).items()},
         cost=_cost(records),
+        temperature=_temperatures(records),
         outside=[OutsideScore(**entry) for entry in entries_across_seeds([each.outside for each in records])],
         corruptions=[
             CorruptionScore(**entry) for entry in entries_across_seeds([each.corruptions for each in records])

@@ -122,6 +122,8 @@ class ArmRecord:
     warnings: list[str] = field(default_factory=list)
     outside: list[dict[str, Any]] = field(default_factory=list)
     corruptions: list[dict[str, Any]] = field(default_factory=list)
+    temperature: float | None = None
+    """As its validation images have it; None where all of them are right, or none was held back."""
     augmented_accuracy: float | None = None
     """Of a base, on the test images augmented as in training, where the settings ask for it."""
 
