@@ -228,7 +228,8 @@ def _not_held_out(options: Options) -> str:
     if config.get("whole_halves"):
         return "this run trained on whole halves and held nothing back"
     if (config.get("data"), config.get("limit")) != (options.data.data, options.data.limit):
-        return f"this run was trained on other images (--data {config.get('data')}, --limit {config.get('limit')})"
+        limit = f" --limit {config['limit']}" if config.get("limit") else ", all of it"
+        return f"this run was trained on other images (--data {config.get('data')}{limit})"
     return ""
 
 
