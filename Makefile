@@ -37,7 +37,7 @@ $(stamp): pyproject.toml constraints-cpu.txt
 	@touch $@
 
 test: $(stamp)
-	$(python) -m pytest -q
+	$(python) -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(stamp)
 	$(python) -m pytest -q -m slow

@@ -71,7 +71,7 @@ def test_no_temperature_from_images_that_the_run_may_have_trained_on(
 ) -> None:
     document = scored(capsys, trained, "--limit", "300")
     assert "temperature" not in document
-    assert "--limit None" in document["notes"][0]
+    assert "(--data digits, all of it)" in document["notes"][0]
     assert "nll_scaled" not in document["metrics"]
 
 

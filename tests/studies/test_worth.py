@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
     "data": "digits",
     "model": "mlp",
     "limit": 200,
-    "curve": {"totals": [1], "switches": [[0.5, 1]], "stage": STAGE},
+    "curve": {"totals": [4], "switches": [[2, 4]], "stage": STAGE},
     "converged": {"epochs": 2, "seconds": 0.3, "held_back": 0.3, "stage": STAGE | {"rates": [0.01, 0.1]}},
     "beyond": {
         "base_seconds": 0.5,
@@ -108,7 +108,7 @@ def test_every_method_stands_beside_its_controls(out: Path) -> None:
     for part in PARTS:
         for entry in results(out, part)["verdicts"]:
             compared.setdefault(entry["method"], set()).add(entry["control"])
-    assert compared["half-0.5s-gradnet-1s"] == {"all-1s", "half-0.5s-finetuned-1s"}
+    assert compared["half-2s-gradnet-4s"] == {"all-4s", "half-2s-finetuned-4s"}
     assert compared["chosen"] == {"base", *worth_beyond.CONTROLS}
     for name in ("crossfit", "held-back", "augmented"):
         assert compared[name] == compared[f"{name}-added"]
@@ -166,10 +166,10 @@ def test_a_finished_part_trains_nothing_again(out: Path, part: str, monkeypatch:
 def test_a_piece_that_is_lost_is_made_again(out: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    shutil.rmtree(copy / "seed-0" / "half-0.5s-gradnet-1s")
+    shutil.rmtree(copy / "seed-0" / "half-2s-gradnet-4s")
     run_part("curve", RECIPE, data_dir=None, out=copy)
     assert set(rows(copy, "curve")) == set(rows(out, "curve"))
-    assert rows(copy, "curve")["all-1s"] == rows(out, "curve")["all-1s"]
+    assert rows(copy, "curve")["all-4s"] == rows(out, "curve")["all-4s"]
 
 
 def test_pieces_of_other_settings_are_not_taken(out: Path) -> None:
@@ -192,7 +192,7 @@ def test_kill_9_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     words = ["curve", str(recipe), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-c", f"{often}from postgrad.studies.worth import main; sys.exit(main())", *words]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    inside = tmp_path / "out" / "seed-0" / "half-0.5s-finetuned-1s" / "training"
+    inside = tmp_path / "out" / "seed-0" / "half-2s-finetuned-4s" / "training"
     while not inside.exists():
         assert first.poll() is None
         time.sleep(0.01)
