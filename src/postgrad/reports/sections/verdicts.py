@@ -94,8 +94,10 @@ def _detectable(metric: str, value: float | None) -> str:
 
 
 def _p(value: float | None) -> str:
-    """A p value under a heading that says what it is: 0.003, < 0.001."""
-    return words.MISSING if value is None else words.p_value(value).removeprefix("p ").removeprefix("= ")
+    """A p value under a heading that says what it is: 0.003, < 0.001, which no line break divides."""
+    if value is None:
+        return words.MISSING
+    return words.p_value(value).removeprefix("p ").removeprefix("= ").replace(" ", "\u00a0")
 
 
 def _mcnemar(p_values: list[float] | None) -> str:
