@@ -39,7 +39,8 @@ def write_study(
             where = (run if seed == 0 else run / f"seed-{seed}") / arm["name"]
             where.mkdir(parents=True)
             np.savez(where / "test_predictions.npz", probabilities=p, labels=labels)
-            cards.append(metrics.summarise(metrics.outcomes(p, labels)))
+            plain = metrics.summarise(metrics.outcomes(p, labels))
+            cards.append(plain | {f"{name}_scaled": plain[name] for name in ("nll", "ece", "ece_equal_mass", "brier")})
             curves += _curve(arm["name"], seed, cards[-1]["accuracy"], steps, number)
         values[arm["name"]] = [card["accuracy"] for card in cards]
         arm |= _scores(cards, number)
