@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from postgrad import artifacts
 from postgrad.artifacts import save_tensors, write_manifest
+from postgrad.changes import Change, apply_changes, changes_of
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError
 from postgrad.files import sha256
@@ -29,11 +30,15 @@ WEIGHTS = "model.safetensors"
 
 
 class Manifest(BaseModel):
-    """What stands beside the weights; `source` is None for a network that `create_model` did not make."""
+    """What stands beside the weights; `source` is None for a network that `create_model` did not make.
+
+    `changes` were made to it afterwards, such as other layers in place of its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Source | None
+    changes: tuple[Change, ...] = ()
     dtype: Literal["float16", "bfloat16", "float32", "float64"]
     preprocess: Preprocessing
     class_names: tuple[str, ...]
@@ -62,6 +67,7 @@ def save(
     check_finite(weights, "the network")
     manifest = Manifest(
         source=source_of(model),
+        changes=changes_of(model),
         dtype=_dtype(weights),
         preprocess=preprocess,
         class_names=tuple(class_names),
@@ -84,6 +90,7 @@ def load(path: str | os.PathLike[str], *, factory: Callable[..., nn.Module] | st
     directory = Path(path).expanduser()
     manifest = read_manifest(directory)
     model = _architecture(manifest, directory, factory)
+    apply_changes(model, manifest.changes)
     model.to(getattr(torch, manifest.dtype))
     fit_weights(model, read_weights(directory / WEIGHTS), where=str(directory / WEIGHTS))
     set_source(model, manifest.source)
