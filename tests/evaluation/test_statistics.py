@@ -173,6 +173,11 @@ def test_the_detectable_difference_is_found_in_four_of_five_studies(n: int, sign
     assert np.mean((p < significance) & (draws.mean(axis=1) > 0)) == pytest.approx(0.8, abs=0.01)
 
 
+@pytest.mark.parametrize(("n", "controls", "spreads"), [(5, 1, 1.7), (5, 4, 2.5), (10, 1, 1.0), (10, 4, 1.3)])
+def test_the_detectable_difference_is_what_the_page_on_studies_says(n: int, controls: int, spreads: float) -> None:
+    assert statistics.detectable_difference(1.0, n, significance=0.05 / controls) == pytest.approx(spreads, abs=0.05)
+
+
 def test_a_study_says_what_it_could_have_seen() -> None:
     """The median of what null studies say they could see is what a real gain must have to be found in most of them."""
     generator = np.random.default_rng(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def net(width, depth):
 
 options, width, depth = json.loads(sys.argv[1])
 torch.set_num_threads(1)
+torch.manual_seed(0)
 x, y = torch.randint(0, 256, (150, 3, 32, 32), dtype=torch.uint8), torch.arange(150) % 10
 GradNet(net(4, depth), epochs=1, **{**options, "memory": "1GB"}).fit(x[:30], y[:30]).predict(x[:30])
 model = net(width, depth)
@@ -37,7 +39,7 @@ ctypes.CDLL(None).malloc_trim(0)
 Path("/proc/self/clear_refs").write_text("5")
 before = memory("VmRSS")
 try:
-    GradNet(model, epochs=1, **options).fit(x, y).predict(x)
+    GradNet(model, epochs=1, random_state=0, **options).fit(x, y).predict(x)
     print(json.dumps(memory("VmHWM") - before))
 except UserError as error:
     print(json.dumps(str(error)))
@@ -45,13 +47,18 @@ except UserError as error:
 
 
 def peak(width: int, depth: int, **options: object) -> float | str:
-    """Megabytes (2²⁰) above the process and its model, or the reason for which the fit was refused."""
+    """Megabytes (2²⁰) above the process and its model, or the reason for which the fit was refused.
+
+    The C library gives freed memory of arrays back at once here. Left to itself it keeps some for later, more or less
+    of it from run to run, and the high-water mark would be its holes and not what the fit holds.
+    """
     done = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps([options, width, depth])],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         timeout=250,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     return json.loads(done.stdout)
 
@@ -61,9 +68,6 @@ def peak(width: int, depth: int, **options: object) -> float | str:
 @pytest.mark.parametrize("options", [{}, {"rank": 2}, {"project": 1024}, {"coordinates": 5000}], ids=str)
 def test_the_peak_is_within_the_budget(memory: int, options: dict[str, int]) -> None:
     found = peak(48, 8, memory=f"{memory}MiB", **options)
-    if not isinstance(found, str) and found > 1.1 * memory:
-        # Where a system takes idle pages away, the reading before can be too small; a true excess comes again.
-        found = peak(48, 8, memory=f"{memory}MiB", **options)
     if isinstance(found, str):
         assert not options or memory < 400, found
         assert "memory" in found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from disturbed import probabilities_of
 
 from postgrad.studies.config import ImproveConfig
 from postgrad.studies.improve import improve
@@ -76,11 +79,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predictions() -> Callable[[Path], Predictions]:
     """The stored test probabilities of every arm below a run directory, by the arm's path."""
 
-    def read(run: Path) -> Predictions:
-        found = {}
-        for file in sorted(run.rglob("test_predictions.npz")):
-            with np.load(file) as arrays:
-                found[str(file.parent.relative_to(run))] = arrays["probabilities"]
-        return found
+    return probabilities_of
 
-    return read
+
+@pytest.fixture
+def disk_full_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`disk_full_after(n)`: from then on n files can be put in their place, and for any more the disk is full."""
+    real = os.replace
+
+    def fill(after: int) -> None:
+        left = iter(range(after))
+
+        def replace(*paths: Any) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(*paths)
+
+        monkeypatch.setattr("os.replace", replace)
+
+    return fill

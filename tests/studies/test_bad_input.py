@@ -368,18 +368,10 @@ def few_steps_recipe(folder: Path, steps: dict[str, int]) -> Path:
 
 @pytest.mark.parametrize("after", [1, 4, 9, 25])
 def test_disk_that_becomes_full(
-    refused: Any, tmp_path: Path, few_steps: dict[str, int], monkeypatch: pytest.MonkeyPatch, after: int
+    refused: Any, tmp_path: Path, few_steps: dict[str, int], disk_full_after: Any, after: int
 ) -> None:
-    recipe, real, count = few_steps_recipe(tmp_path, few_steps), os.replace, 0
-
-    def replace(*paths: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > after:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(*paths)
-
-    monkeypatch.setattr("os.replace", replace)
+    recipe = few_steps_recipe(tmp_path, few_steps)
+    disk_full_after(after)
     refused(f"improve --recipe {recipe} --out {tmp_path}/run", "the disk is full", leaves=True)
 
 

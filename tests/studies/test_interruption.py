@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from disturbed import PATIENCE_SECONDS, probabilities_of, rows_of, wait_until
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_SECONDS = 240.0
 GRADNET_STEPS, FINAL_STEPS = 150, 1500
 
 SAVES_OFTEN = "import sys, postgrad.training.loop as loop; loop.SAVE_EVERY_SECONDS = 0.1; "
@@ -72,14 +70,6 @@ def killed(process: subprocess.Popen[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert process.poll() is None, f"the run was over too soon: {process.communicate()[1]}"
-        assert time.monotonic() < deadline, "the moment to interrupt never came"
-        time.sleep(0.01)
-
-
 def step_of(training: Path) -> int:
     """How far a training is, by its checkpoint; 0 before there is one. (A checkpoint is never half written.)"""
     try:
@@ -89,25 +79,9 @@ def step_of(training: Path) -> int:
     return int(saved["position"]["step"]) if saved["history"] is None else -1
 
 
-def rows_of(training: Path) -> int:
-    """The rows of a learning curve, one for each epoch."""
-    try:
-        return max(0, len((training / "metrics.csv").read_text().splitlines()) - 1)
-    except FileNotFoundError:
-        return 0
-
-
-def probabilities(run: Path) -> dict[str, np.ndarray]:
-    found = {}
-    for file in sorted(run.rglob("test_predictions.npz")):
-        with np.load(file) as arrays:
-            found[file.parent.name] = arrays["probabilities"]
-    return found
-
-
 def check_same(ours: Path, theirs: Path) -> None:
     """The same bits in every prediction, metric and verdict."""
-    a, b = probabilities(ours), probabilities(theirs)
+    a, b = probabilities_of(ours), probabilities_of(theirs)
     assert len(a) == 6
     assert a.keys() == b.keys()
     for arm in a:
@@ -189,4 +163,4 @@ def test_a_lost_checkpoint_would_be_seen(settings: Path, undisturbed: Path, tmp_
     resumed = started("--resume", run, often=False)
     _, err = resumed.communicate(timeout=PATIENCE_SECONDS)
     assert resumed.returncode == 0, err
-    assert not np.array_equal(probabilities(run)["gradnet"], probabilities(undisturbed)["gradnet"])
+    assert not np.array_equal(probabilities_of(run)["gradnet"], probabilities_of(undisturbed)["gradnet"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,18 +291,10 @@ def test_a_training_that_diverges_is_a_failure_of_its_arm(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("after", [2, 6, 20])
-def test_full_disk_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, after: int) -> None:
-    recipe, real, count = tmp_path / "recipe.yaml", os.replace, 0
+def test_full_disk_is_the_users_to_mend(tmp_path: Path, disk_full_after, capsys, after: int) -> None:
+    recipe = tmp_path / "recipe.yaml"
     tiny(tmp_path / "run", seeds=1).save(recipe)
-
-    def replace(*paths: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > after:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(*paths)
-
-    monkeypatch.setattr("os.replace", replace)
+    disk_full_after(after)
     assert main(["study", str(recipe), "--workers", "0", "--quiet"]) == 2
     err = capsys.readouterr().err
     assert "the disk is full" in err

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from disturbed import PATIENCE_SECONDS, probabilities_of, rows_of, wait_until
 
 from postgrad.reports.schema import read_results
 from postgrad.studies.overhead import scheduling_overhead, trial_events
@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its children's files open
 ]
 
-PATIENCE_SECONDS = 240.0
 GRADNET_STEPS, FINAL_STEPS = 200, 300
 
 
@@ -79,39 +78,15 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> str:
     return err
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert process.poll() is None, f"the study was over too soon: {process.communicate()[1]}"
-        assert time.monotonic() < deadline, "the moment to disturb it never came"
-        time.sleep(0.02)
-
-
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes below a study that import torch, which workers alone do."""
     below = psutil.Process(process.pid).children(recursive=True)
     return [each for each in below if "spawn_main" in " ".join(each.cmdline())]
 
 
-def rows(training: Path) -> int:
-    """The rows of a learning curve so far."""
-    try:
-        return max(0, len((training / "metrics.csv").read_text().splitlines()) - 1)
-    except FileNotFoundError:
-        return 0
-
-
-def probabilities(run: Path) -> dict[str, np.ndarray]:
-    found = {}
-    for file in sorted(run.rglob("test_predictions.npz")):
-        with np.load(file) as arrays:
-            found[str(file.parent.relative_to(run))] = arrays["probabilities"]
-    return found
-
-
 def check_same(ours: Path, theirs: Path) -> None:
     """The same bits in every prediction, metric, verdict and step count."""
-    a, b = probabilities(ours), probabilities(theirs)
+    a, b = probabilities_of(ours), probabilities_of(theirs)
     assert len(a) == 6
     assert a.keys() == b.keys()
     for arm in a:
@@ -134,7 +109,7 @@ def events(run: Path, name: str) -> list[dict[str, Any]]:
 def test_killed_worker_is_replaced_and_its_trial_made_again(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = started(recipe, "--workers", "1", "--out", run, "--quiet")
-    wait_until(lambda: rows(run / "gradnet" / "training") >= 1, process)
+    wait_until(lambda: rows_of(run / "gradnet" / "training") >= 1, process)
     finished = {path: path.stat().st_mtime_ns for path in run.rglob("arm.json")}
     (worker,) = workers(process)
     worker.kill()
@@ -148,7 +123,7 @@ def test_killed_worker_is_replaced_and_its_trial_made_again(recipe: Path, undist
 def test_ctrl_c_and_resume_end_in_the_same_results(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = started(recipe, "--workers", "1", "--out", run)
-    wait_until(lambda: rows(run / "gradnet" / "training") >= 1, process)
+    wait_until(lambda: rows_of(run / "gradnet" / "training") >= 1, process)
     process.send_signal(signal.SIGINT)
     err = ended(process, 130)
     assert f"go on with: postgrad study --resume {run}" in err
@@ -172,7 +147,7 @@ def test_sigterm_is_like_ctrl_c_and_a_killed_study_leaves_no_workers(
     assert "go on with: postgrad study --resume" in ended(process, 130)
 
     process = started("--resume", run, "--workers", "1")
-    wait_until(lambda: rows(run / "gradnet" / "training") >= 2, process)
+    wait_until(lambda: rows_of(run / "gradnet" / "training") >= 2, process)
     left = workers(process)
     assert left
     process.kill()
@@ -207,7 +182,9 @@ def test_a_cluster_of_two_nodes_that_loses_one(recipe: Path, undisturbed: Path, 
     cluster, second = two_nodes
     run = tmp_path / "run"
     process = started(recipe, "--ray", cluster.address, "--out", run, "--quiet")
-    wait_until(lambda: rows(run / "gradnet" / "training") and rows(run / "seed-1" / "gradnet" / "training"), process)
+    wait_until(
+        lambda: rows_of(run / "gradnet" / "training") and rows_of(run / "seed-1" / "gradnet" / "training"), process
+    )
     assert {event["slot"] for event in events(run, "trial begins")} == {0, 1}
     cluster.remove_node(second, allow_graceful=False)
     cluster.add_node(num_cpus=1)

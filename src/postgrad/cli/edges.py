@@ -113,7 +113,7 @@ def parse_share(text: str) -> float:
 
 
 def _edges(options: Options, choice: Choice) -> tuple[dict[str, Any], str]:
-    from postgrad.cli.labelled import labels_as_counted
+    from postgrad.cli.labelled import class_numbers
     from postgrad.methods.edges import MASKS_FILE, edge_importance, save_masks, top_edges
     from postgrad.models.factories import portable_name
     from postgrad.models.source import source_of
@@ -126,7 +126,7 @@ def _edges(options: Options, choice: Choice) -> tuple[dict[str, Any], str]:
     labels: Any = choice.labels
     if labels == "true":
         hint = ", or rank with --labels predicted"
-        labels = labels_as_counted(dataset.train.labels, dataset, classifier.class_names, otherwise=hint)
+        labels = class_numbers(dataset, classifier.class_names, otherwise=hint)[dataset.train.labels]
     importance = edge_importance(network, images, labels, preprocess=preprocess, memory=options.data.memory or "2GB")
     masks = top_edges(importance, top=choice.top, scope=choice.scope)  # type: ignore[arg-type]
     source = source_of(network)

@@ -21,24 +21,23 @@ def loaded(options: DataOptions, *, size: int | None) -> Any:
     return dataset
 
 
-def labels_as_counted(labels: Any, dataset: Any, class_names: Sequence[str], *, otherwise: str = "") -> Any:
-    """Labels of a data set in the classifier's order of classes, where it has the same classes in another order.
+def class_numbers(dataset: Any, class_names: Sequence[str], *, otherwise: str = "") -> Any:
+    """The number (C,) that a classifier gives each class of a data set; `class_numbers(…)[labels]` are its labels.
 
-    `otherwise` is what else the user can do where the two do not have as many classes.
+    Classes of the same names are matched by name, others by number, which is said. `otherwise` is what else the user
+    can do where the two do not have as many classes.
     """
+    import torch
+
     theirs, ours = list(class_names), list(dataset.class_names)
     if len(theirs) != len(ours):
         raise UserError(
             f"the classifier knows {len(theirs)} classes, {dataset.name} has {len(ours)}; they must agree{otherwise}"
         )
-    if theirs == ours:
-        return labels
     if sorted(theirs) == sorted(ours):
-        import torch
-
-        return torch.tensor([theirs.index(name) for name in ours])[labels]
+        return torch.tensor([theirs.index(name) for name in ours])
     say(f"note: the classifier calls its classes {_few(theirs)}, {dataset.name} {_few(ours)}; matched by number")
-    return labels
+    return torch.arange(len(ours))
 
 
 def _few(names: Sequence[str]) -> str:

@@ -169,9 +169,11 @@ def preprocess_flags(options: PreprocessOptions) -> dict[str, Any]:
     return settings | parts
 
 
-def resumed_config(config: type[Config], directory: Path, groups: Sequence[Any]) -> Config:
-    """The settings of an interrupted run, from its directory; no other setting may be given beside them."""
-    others = set(given(*groups)) - {"resume", "json", "quiet"}
+def resumed_config(
+    config: type[Config], directory: Path, groups: Sequence[Any], *, of_this_call: Sequence[str] = ("json", "quiet")
+) -> Config:
+    """The settings of an interrupted run, from its directory; only options `of_this_call` may be given beside them."""
+    others = set(given(*groups)) - {"resume", *of_this_call}
     if others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
         raise UserError(f"--resume goes on with the run's own settings; leave out {names}")

@@ -101,22 +101,19 @@ def run(options: Options) -> int:
 
 
 def _score(options: Options) -> dict[str, Any]:
-    from postgrad.cli.labelled import labels_as_counted
+    from postgrad.cli.labelled import class_numbers
     from postgrad.evaluation.score import score_all
 
     names = _checked_names(options)
     classifier, dataset = _loaded(options)
     extras = _extras(options, names, dataset)
     held_out, unfitted = _held_out(options, dataset)
-    validation = None
-    if held_out is not None:
-        validation = (held_out.images, labels_as_counted(held_out.labels, dataset, classifier.class_names))
-    labels = labels_as_counted(dataset.test.labels, dataset, classifier.class_names)
+    number_of = class_numbers(dataset, classifier.class_names)
     scored = score_all(
         classifier,
         dataset.test.images,
-        labels,
-        validation=validation,
+        number_of[dataset.test.labels],
+        validation=None if held_out is None else (held_out.images, number_of[held_out.labels]),
         class_names=classifier.class_names,
         extras=extras,
         unfitted=unfitted,

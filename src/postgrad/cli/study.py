@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from postgrad.cli.console import prepared, print_json, say
-from postgrad.cli.options import Count, File, Folder, MachineOptions, Name, Seed, given
+from postgrad.cli.options import Count, File, Folder, MachineOptions, Name, Seed, given, resumed_config
 from postgrad.cli.results import improvement_table
 from postgrad.errors import UserError
 from postgrad.studies.study_config import StudyConfig, check_same
@@ -112,17 +112,9 @@ def resumed(options: Options) -> StudyConfig:
     """The settings of an interrupted study, from its directory; a recipe given beside them must say the same."""
     directory, recipe = options.run.resume, options.run.recipe
     assert directory is not None
-    others = set(given(options.run, options.machine)) - {"resume", *_OF_THIS_CALL}
-    if others:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
-        raise UserError(f"--resume goes on with the study's own settings; leave out {names}")
-    file = directory / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"{directory} holds no config.yaml, so it is no study to resume; give a study's directory")
-    there = StudyConfig.load(file)
-    of_this_call: dict[str, Any] = {"resume": directory, "out": directory}
-    if recipe is not None:
-        given_now = StudyConfig.load(recipe)
-        check_same(there, given_now, where=directory, source=recipe)
-        of_this_call["claims"] = given_now.claims
-    return there.model_copy(update=of_this_call)
+    there = resumed_config(StudyConfig, directory, (options.run, options.machine), of_this_call=_OF_THIS_CALL)
+    if recipe is None:
+        return there
+    given_now = StudyConfig.load(recipe)
+    check_same(there, given_now, where=directory, source=recipe)
+    return there.model_copy(update={"claims": given_now.claims})

@@ -22,6 +22,7 @@ from postgrad.errors import UserError, unknown_name
 from postgrad.evaluation.resampling import Array
 from postgrad.evaluation.scorecard import with_intervals
 from postgrad.models.network import NetworkClassifier, evaluating
+from postgrad.progress import progress
 
 Pixels = NDArray[np.float32]
 """Images (n, C, H, W) in [0, 1]."""
@@ -144,14 +145,16 @@ ATTACKS: dict[str, Callable[[Any, Pixels, NDArray[np.int64], float], Pixels]] = 
 def _one_after_the_other(attacks: list[Any], estimator: Any, x: Pixels, y: NDArray[np.int64], epsilon: float) -> Pixels:
     """What each attack changes for the worse among the images that those before it have left right."""
     attacked, left = x.copy(), np.arange(len(x))
-    for attack in attacks:
-        if not len(left):
-            break
-        found = attack.generate(x[left].copy(), y=_one_hot(y[left], estimator.nb_classes))
-        found = _within(found, x[left], epsilon)
-        fooled = estimator.predict(found).argmax(axis=1) != y[left]
-        attacked[left[fooled]] = found[fooled]
-        left = left[~fooled]
+    with progress("attacking", len(attacks), unit="attacks") as advance:
+        for attack in attacks:
+            advance(0, note=f"{type(attack).__name__} on {len(left)} images")
+            if len(left):
+                found = attack.generate(x[left].copy(), y=_one_hot(y[left], estimator.nb_classes))
+                found = _within(found, x[left], epsilon)
+                fooled = estimator.predict(found).argmax(axis=1) != y[left]
+                attacked[left[fooled]] = found[fooled]
+                left = left[~fooled]
+            advance(1, note=f"{len(left)} of {len(x)} images are still right")
     return attacked
 
 

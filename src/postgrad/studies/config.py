@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -231,13 +232,13 @@ class ComparisonConfig(RunConfig):
     whole_halves: bool = False
     steps: dict[str, Annotated[int, Field(ge=0)]] = {}
 
+    @abstractmethod
     def method_arms(self) -> tuple[MethodConfig, ...]:
         """The methods that are compared, each of them with a label of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self) -> str:
         """The command line that asks for this."""
-        raise NotImplementedError
 
     @field_validator("budget")
     @classmethod

@@ -16,9 +16,10 @@ from postgrad.evaluation.score import Scored
 from postgrad.files import write_atomic
 from postgrad.reports.schema import Arm, Cost, Data, Results, write_results
 from postgrad.studies.environment import environment
+from postgrad.studies.extras import SCORES
+from postgrad.studies.prepare import EXAMPLES
 from postgrad.studies.run import write_arrays
 
-_EXAMPLES = 2000
 _IN_ARM = ("metrics", "temperature", "outside", "corruptions", "attacks")
 
 
@@ -35,11 +36,11 @@ def write_scored(
     """Write results.json with one arm, its test predictions and scores of confidence, the settings and the machine."""
     assert dataset.test is not None
     arm = _arm_name(name)
-    write_arrays(directory / "examples.npz", images=dataset.test.images[:_EXAMPLES])
+    write_arrays(directory / "examples.npz", images=dataset.test.images[:EXAMPLES])
     write_arrays(directory / arm / "test_predictions.npz", probabilities=scored.probabilities, labels=scored.labels)
     if scored.confidences:
         write_arrays(
-            directory / arm / "outside_scores.npz",
+            directory / arm / SCORES,
             **{key: values.astype(np.float32) for key, values in scored.confidences.items()},
         )
     write_atomic(directory / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
