@@ -192,15 +192,80 @@ def test_model_is_in_training_mode_except_for_validation(problem):
     assert not model.training
 
 
-def test_after_step_sees_each_update(problem):
+class Watcher:
+    """A companion that keeps a copy of a weight after each step."""
+
+    def __init__(self, weight):
+        self.weight, self.seen, self.steps, self.ended = weight, [], None, False
+
+    def begin(self, optimizer, steps):
+        self.steps = steps
+
+    def after_step(self):
+        self.seen.append(self.weight.detach().clone())
+
+    def finish(self):
+        self.ended = True
+        with torch.no_grad():
+            self.weight.zero_()
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_companions_see_each_step_and_have_the_last_word(problem, tmp_path):
     model = problem.model()
-    seen = []
-    problem.train(
-        Recipe(steps=4, batch_size=16), model=model, after_step=lambda: seen.append(model[0].weight.detach().clone())
-    )
-    assert len(seen) == 4
-    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
-    assert torch.equal(seen[-1], model[0].weight)
+    watcher = Watcher(model[0].weight)
+    recipe = Recipe(steps=4, batch_size=16)
+    problem.train(recipe, model=model, companions=[watcher], directory=tmp_path)
+    assert (watcher.steps, len(watcher.seen), watcher.ended) == (4, 4, True)
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(watcher.seen))
+    again = problem.model()
+    problem.train(recipe, model=again, companions=[Watcher(again[0].weight)], directory=tmp_path, resume=True)
+    for finished in (model, again):
+        assert not finished[0].weight.any()
+
+
+def test_what_a_companion_keeps_is_in_the_checkpoint(problem, tmp_path):
+    model, straight = problem.model(), problem.model()
+    recipe = Recipe(steps=6, batch_size=16, validate_every=3)
+    undisturbed, first, second = (Watcher(net[0].weight) for net in (straight, model, model))
+    problem.train(recipe, model=straight, companions=[undisturbed])
+    rest = {"validate": lambda _: {}, "after_look": lambda history: history.steps == 3}
+    problem.train(recipe, model=model, companions=[first], directory=tmp_path, **rest)
+    assert len(first.seen) == 3
+    assert not first.ended
+    problem.train(recipe, model=model, companions=[second], directory=tmp_path, resume=True, **rest)
+    assert second.ended
+    assert all(torch.equal(a, b) for a, b in zip(second.seen, undisturbed.seen, strict=True))
+
+
+def test_a_budget_s_timing_is_hidden_from_companions(problem):
+    model = problem.model()
+    watcher = Watcher(model[0].weight)
+    _, history = problem.train(Recipe(budget="0.2s", batch_size=16), model=model, companions=[watcher])
+    assert len(watcher.seen) == watcher.steps == history.steps
+
+
+def test_adaptive_clipping_bounds_each_unit(problem):
+    """Plain SGD with rate 1 moves each unit's weights by its gradient: by no more than the fraction of their norm."""
+    pytest.importorskip("timm", reason="needs postgrad[timm]")
+    moved = {}
+    for clip in (None, 0.01):
+        model = problem.model()
+        before = model[0].weight.detach().clone()
+        problem.train(Recipe(steps=1, batch_size=16, lr=1.0, adaptive_clip=clip), model=model)
+        moved[clip] = ((model[0].weight - before).norm(dim=1) / before.norm(dim=1)).max()
+    assert moved[0.01] <= 0.01 * 1.001
+    assert moved[None] > 0.02
+
+
+def test_adaptive_clipping_refuses_scaled_gradients():
+    with pytest.raises(UserError, match="16-mixed"):
+        Recipe(steps=1, adaptive_clip=0.01, precision="16-mixed")
 
 
 def test_frozen_parameters_stay(problem):

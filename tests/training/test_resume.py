@@ -235,13 +235,18 @@ KILLED = """
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
     step = 0
 
-    def say():
-        global step
-        step += 1
-        print(step, flush=True)
+    class Say:
+        def begin(self, optimizer, steps): pass
+        def finish(self): pass
+        def state_dict(self): return {}
+        def load_state_dict(self, state): pass
+        def after_step(self):
+            global step
+            step += 1
+            print(step, flush=True)
 
     train(
-        model, n=300, seed=0, directory=Path(sys.argv[1]), resume=True, after_step=say,
+        model, n=300, seed=0, directory=Path(sys.argv[1]), resume=True, companions=[Say()],
         make_batch=lambda i, g: (x[i] + torch.randn(len(i), 6, generator=g), y[i]),
         loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),
         recipe=Recipe(steps=400, batch_size=16, optimizer="adam", schedule="cosine", lr=0.01),

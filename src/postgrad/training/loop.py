@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from postgrad.errors import UserError
 from postgrad.progress import progress
 from postgrad.training.batches import Batches, own_random_numbers
 from postgrad.training.checkpoint import load_checkpoint, save_checkpoint
+from postgrad.training.clipping import adaptive_clip_grad, clip_adaptively
 from postgrad.training.clock import Stopwatch
+from postgrad.training.companion import Companion
 from postgrad.training.fabric import make_fabric
 from postgrad.training.interrupt import deferred_interrupt
 from postgrad.training.log import learning_curve
@@ -44,7 +46,7 @@ def train(
     resume: bool = False,
     fabric: Fabric | None = None,
     label: str = "training",
-    after_step: Callable[[], None] | None = None,
+    companions: Sequence[Companion] = (),
     after_look: Callable[[History], bool] | None = None,
 ) -> History:
     """Train `model` in place.
@@ -64,10 +66,10 @@ def train(
 
     With a `directory` the learning curve and a checkpoint (every half minute, at the end, and on Ctrl-C) are kept
     there; `resume` goes on from that checkpoint, to the same bits as without the interruption, and returns at once if
-    the training was over. `fabric` defaults to one process on the device that the model is on. `after_step` is called
-    when a step has changed the weights. `after_look` is called after each validation, with the history up to it and the
-    model as it is then; where it says True (in every process) the training rests there, and `resume` goes on. The model
-    is left in evaluation mode.
+    the training was over. `fabric` defaults to one process on the device that the model is on. `companions` are told
+    of each step and kept in checkpoints. `after_look` is called after each validation, with the history up to it and
+    the model as it is then; where it says True (in every process) the training rests there, and `resume` goes on. The
+    model is left in evaluation mode.
 
     A loss that is not finite, settings that are not those of the checkpoint, and a full disk are `UserError`s.
     """
@@ -80,6 +82,8 @@ def train(
             load_weights(model.eval(), saved["model"])
             return History(**saved["history"])
     budget = recipe.budget if saved is None else saved["budget"]
+    if recipe.adaptive_clip is not None:
+        adaptive_clip_grad()  # what is missing is said before anything is done
 
     fabric = fabric or make_fabric(_device_of(model), precision=recipe.precision)
     batches = Batches(
@@ -100,6 +104,8 @@ def train(
             value = value * weight
         optimizer.zero_grad()
         fabric.backward(value)
+        if recipe.adaptive_clip is not None:
+            clip_adaptively(model, recipe.adaptive_clip)
         stepper.step()
         return value.detach()
 
@@ -113,6 +119,7 @@ def train(
         if directory is not None and fabric.is_global_zero:
             state = training.state_dict() if history is None else {"model": model.state_dict()}
             plan = {"total": training.position.total, "budget": budget}
+            plan["companions"] = [companion.state_dict() for companion in companions if history is None]
             save_checkpoint(directory, settings, {**plan, **state, "history": history and asdict(history)})
 
     main = fabric.is_global_zero
@@ -126,6 +133,12 @@ def train(
             training.load_state_dict(saved)
         else:
             training.start(planned_steps(recipe, n, fabric, training, lambda step: update(*draw(step)), measure))
+        for companion in companions:
+            companion.begin(optimizer, training.position.total)
+        if saved is not None:
+            for companion, state in zip(companions, saved.get("companions", []), strict=True):
+                companion.load_state_dict(state)
+        else:
             save()
         now = training.position
         rests = False
@@ -142,8 +155,8 @@ def train(
                 if not math.isfinite(value):
                     raise _diverged(label, value, now.step + 1, lr)
                 training.advance(value)
-                if after_step is not None:
-                    after_step()
+                for companion in companions:
+                    companion.after_step()
                 if now.step % every == 0 or now.step == now.total:
                     write_row(training.add_row(measure(), lr))
                     rests = after_look is not None and after_look(training.history(fabric))
@@ -154,6 +167,8 @@ def train(
                 if stop:
                     raise KeyboardInterrupt
         over = now.step == now.total or now.reached_target
+        for companion in companions if over else ():
+            companion.finish()
         history = training.finish(fabric) if over else training.history(fabric)
         save(history if over else None)
     fabric.barrier()

@@ -45,7 +45,8 @@ class Recipe(BaseModel):
     `torch.optim.lr_scheduler` that needs no code; `optimizer_options` and `schedule_options` are theirs, under torch's
     names. The schedule advances with each `schedule_interval`, "step" or "epoch".
 
-    `label_smoothing` is for the loss function that the caller makes. `stop_accuracy` (0 to 1) ends the training at
+    `label_smoothing` is for the loss function that the caller makes. `adaptive_clip` bounds the gradient of each unit
+    by that fraction of its weights' norm (Brock et al. 2021; needs timm). `stop_accuracy` (0 to 1) ends the training at
     that validation accuracy. Validation comes every `validate_every` steps: by default each epoch, or every 50 steps
     with `stop_accuracy`. `keep` says which weights stay: the "last", or the "best" by validation accuracy. `precision`
     is Lightning Fabric's, such as "32-true" or "bf16-mixed".
@@ -64,6 +65,7 @@ class Recipe(BaseModel):
     schedule_options: dict[str, Any] = {}
     schedule_interval: Literal["step", "epoch"] = "step"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    adaptive_clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     stop_accuracy: float | None = None
     validate_every: PositiveInt | None = None
     keep: Literal["last", "best"] = "last"
@@ -118,6 +120,8 @@ class Recipe(BaseModel):
         if len(lengths) != 1:
             raise ValueError(f"give exactly one of epochs, steps and budget, got {' and '.join(lengths) or 'none'}")
         check_options(f"optimizer {self.optimizer}", optimizer_class(self.optimizer), self.optimizer_options)
+        if self.adaptive_clip is not None and self.precision == "16-mixed":
+            raise ValueError("adaptive_clip: with precision 16-mixed gradients are scaled; take bf16-mixed or 32-true")
         schedule = schedule_class(self.schedule)
         if schedule is not None:
             check_options(f"schedule {self.schedule}", schedule, self.schedule_options)
