@@ -30,6 +30,7 @@ RESAMPLES = 1000
 
 HIGHER_IS_BETTER = {
     "accuracy": True,
+    "train_accuracy": True,
     "top5_accuracy": True,
     "balanced_accuracy": True,
     "nll": False,
@@ -121,6 +122,16 @@ def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
     if not differences.any():
         return 1.0
     return float(stats.wilcoxon(differences, method=stats.PermutationMethod(n_resamples=10_000, rng=0)).pvalue)
+
+
+def proportion_interval(right: int, n: int) -> Interval:
+    """The 95 % interval of a share of n images: Wilson's.
+
+    >>> proportion_interval(900, 1000)
+    (0.8798..., 0.9170...)
+    """
+    found = stats.binomtest(right, n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def detectable_difference(spread: float, n: int, *, significance: float = SIGNIFICANCE) -> float:

@@ -18,8 +18,17 @@ Shape = Literal["surgery", "loss", "weights", "second stage", "growth"]
 
 CONTROLS_OF_SHAPE: dict[Shape, tuple[str, ...]] = {
     "second stage": ("control-finetune", "control-features", "control-more-data", "control-same-price"),
+    "surgery": ("control-same-time",),
+    "loss": ("control-same-time",),
+    "weights": ("control-same-time",),
 }
 """The fair controls that a method of each shape asks for, in the order in which they are made."""
+
+TRAINING_SHAPES: tuple[Shape, ...] = ("surgery", "loss", "weights")
+"""Shapes of methods that are part of a network's training, and can be combined in one."""
+
+SETTLED = frozenset({"model", "optimizer", "steps_per_epoch", "batches"})
+"""Parameters that whoever uses a method settles, so that they are no options of it."""
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -101,8 +110,8 @@ def parse_settings(text: str, *, source: str) -> dict[str, Any]:
 def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options as the method's class takes them (this imports it); a wrong name or type is a `UserError`."""
     method = get_method(name).load()
-    hints = typing.get_type_hints(method.__init__)
-    known = [key for key in inspect.signature(method).parameters if key != "model"]
+    hints = typing.get_type_hints(method.__init__ if inspect.isclass(method) else method)
+    known = [key for key in inspect.signature(method).parameters if key not in SETTLED]
     for key in options:
         if key not in known:
             raise unknown_name(f"option of {name}", key, known)

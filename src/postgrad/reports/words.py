@@ -46,6 +46,7 @@ def anchor(kind: str, name: str) -> str:
 
 METRICS = {
     "accuracy": "Accuracy",
+    "train_accuracy": "Accuracy on training images",
     "top5_accuracy": "Top-5 accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "nll": "NLL",

@@ -30,6 +30,7 @@ from postgrad.studies.config import MethodConfig
 from postgrad.studies.extras import corruption_scores, outside_scores
 from postgrad.studies.run import ArmRecord, Run, write_arrays
 from postgrad.studies.seed_run import SeedRun
+from postgrad.studies.training_arm import Trained, fit_training, rehearse_training
 from postgrad.studies.trials import Trial
 from postgrad.training import Recipe
 
@@ -59,6 +60,9 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
     seconds, megabytes = perf_counter() - began, peak.megabytes
     if isinstance(fitted, SharedBase):  # its training may have been another row's work
         seconds, megabytes = fitted.seconds, fitted.peak_memory_mb
+    trained = fitted if isinstance(fitted, Trained) else None
+    if trained is not None:
+        seconds = trained.seconds
     classifier = seed_run.classifier(fitted.model)
     classifier.save(directory)
     if trial.arm == _drawn_arm(run) and trial.seed == run.config.seeds[0]:
@@ -79,10 +83,13 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
         cost=measure_cost(classifier, run.test.images[:TIMED_IMAGES]),
         steps={k: count for k, count in of_arm.steps.items() if k.startswith(f"seed{trial.seed}/{trial.arm}/")},
         trials=fitted.trials,
-        method=method.name if method and trial.kind == "method" else None,
-        control_for=[method.label] if method and trial.kind == "control" else [],
+        method=_registered_name(trial),
+        control_for=[method.label] if method and trial.kind == "control" else list(trial.control_for),
+        against=list(trial.against),
+        lr=trained.lr if trained else None,
+        on_training=trained.on_training if trained else None,
         warnings=of_arm.warnings,
-        augmented_accuracy=augmented_accuracy(seed_run, fitted.model) if trial.kind == "base" else None,
+        augmented_accuracy=augmented_accuracy(seed_run, fitted.model) if trial.kind == "base" and not trained else None,
         outside=outside_scores(run, classifier, directory),
         corruptions=corruption_scores(run, classifier),
     )
@@ -100,6 +107,8 @@ def rehearse(run: Run) -> None:
     seed_run = SeedRun(run, run.config.seeds[0])
     base = run.own or seed_run.fresh()
     seed_run.classifier(base).predict_proba(run.test.images[:2])
+    for arm in run.config.training_arms().values():
+        rehearse_training(seed_run, arm)
     few = run.train.subset(run.halves.method_train[:3])
     for method in run.config.method_arms():
         options = check_options(method.name, method.options)
@@ -111,6 +120,8 @@ def rehearse(run: Run) -> None:
 
 def _plan(seed_run: SeedRun, trial: Trial, directory: Path) -> tuple[Callable[[], Fitted], float]:
     """What fits the arm, with all that it stands on already loaded, and the CPU seconds that those took."""
+    if trial.training is not None:
+        return lambda: fit_training(seed_run, trial, directory), 0.0
     if trial.kind == "base":
         return lambda: fit_base(seed_run, directory), 0.0
     base, method = seed_run.network("base"), trial.method
@@ -127,6 +138,16 @@ def _plan(seed_run: SeedRun, trial: Trial, directory: Path) -> tuple[Callable[[]
     assert trial.control is not None
     control = CONTROLS[trial.control]
     return lambda: control(setting), 0.0 if trial.control == "control-more-data" else on_base
+
+
+def _registered_name(trial: Trial) -> str | None:
+    """The method of an arm, where there is one only."""
+    if trial.kind != "method":
+        return None
+    if trial.training is not None:
+        return trial.training.methods[0].name if len(trial.training.methods) == 1 else None
+    assert trial.method is not None
+    return trial.method.name
 
 
 def _control_setting(seed_run: SeedRun, method: MethodConfig, base: nn.Module, directory: Path) -> Setting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from postgrad.studies.seed_run import SeedRun
 from postgrad.training import History, Recipe, train
 from postgrad.training.log import learning_curve
 from postgrad.training.state import copy_of_weights
+from postgrad.validation import validated
 
 AUGMENTED_IMAGES = 3000
 """A thousand images would leave a stop at .5 uncertain by 3 points, and its row beside the wrong published figure."""
@@ -214,6 +215,17 @@ def base_recipe(
         optimizer_options={"momentum": 0.9, "weight_decay": 5e-4},
         schedule="constant" if accuracy else "cosine",
     )
+
+
+def recipe_with(model: str, chosen: Mapping[str, Any]) -> Recipe:
+    """The base network's recipe with the `chosen` settings in its place."""
+    lengths = {"epochs", "steps", "budget"}
+    default = base_recipe(model, chosen.get("epochs"), chosen.get("stop_accuracy")).model_dump()
+    left = {name: value for name, value in default.items() if name not in lengths or not lengths & chosen.keys()}
+    for name in ("optimizer", "schedule"):
+        if name in chosen:
+            left.pop(f"{name}_options", None)  # another optimizer or schedule has other options
+    return validated(Recipe, left | dict(chosen), source="training")
 
 
 def augmented_accuracy(seed_run: SeedRun, network: nn.Module) -> float | None:

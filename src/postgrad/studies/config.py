@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,13 +22,16 @@ from pydantic import (
 
 from postgrad.errors import unknown_name
 from postgrad.files import write_atomic
-from postgrad.methods.registry import CONTROLS_OF_SHAPE, get_method, parse_method
+from postgrad.methods.registry import CONTROLS_OF_SHAPE, TRAINING_SHAPES, get_method, parse_method
 from postgrad.units import parse_memory
 from postgrad.validation import read_yaml, validated
 
 PREPROCESS_FIELDS = ("size", "crop", "mean", "std", "per_image_standardise")
 CONTROLS = CONTROLS_OF_SHAPE["second stage"]
-"""Every control, in the order in which they are made."""
+"""The controls of second-stage methods, in the order in which they are made."""
+
+TRAINING_CONTROLS = CONTROLS_OF_SHAPE["loss"]
+"""The controls of methods that are part of a training."""
 
 
 def _expand(path: Any) -> Any:
@@ -47,6 +51,11 @@ def _numbers(value: Any) -> Any:
 def _names(value: Any) -> Any:
     """Take `control-finetune,control-features` as well as a list of names."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _one_or_more(value: Any) -> Any:
+    """Take one thing as well as a list of things."""
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _seeds(value: Any) -> Any:
@@ -101,10 +110,7 @@ class MethodConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        method = get_method(name)
-        if method.shape not in CONTROLS_OF_SHAPE:
-            raise ValueError(f"{name} is a method of shape '{method.shape}', which has no controls to compare it with")
-        return name
+        return get_method(name).name
 
     @field_validator("options")
     @classmethod
@@ -117,7 +123,7 @@ def _written(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _method(value: Any) -> Any:
+def as_method(value: Any) -> Any:
     """Take the form of `--method` as well as a mapping."""
     if isinstance(value, str):
         name, options = parse_method(value)
@@ -125,7 +131,44 @@ def _method(value: Any) -> Any:
     return value
 
 
-Method = Annotated[MethodConfig, BeforeValidator(_method)]
+Method = Annotated[MethodConfig, BeforeValidator(as_method)]
+
+
+def _of_training(method: MethodConfig) -> MethodConfig:
+    if get_method(method.name).shape not in TRAINING_SHAPES:
+        raise ValueError(f"{method.name} is no part of a training; `postgrad improve --method {method.name}` uses it")
+    return method
+
+
+def _second_stage(method: MethodConfig) -> MethodConfig:
+    if get_method(method.name).shape in TRAINING_SHAPES:
+        raise ValueError(
+            f"{method.name} is part of a network's training; use `postgrad train --method {method.name}`, or a recipe "
+            "for `postgrad study`"
+        )
+    return method
+
+
+TrainingMethod = Annotated[Method, AfterValidator(_of_training)]
+SecondStageMethod = Annotated[Method, AfterValidator(_second_stage)]
+
+
+class TrainingArm(BaseModel):
+    """One way to train the network: with these methods, and with these settings in place of the study's.
+
+    `training` holds fields of `postgrad.training.Recipe`. `against` names the arms that it is compared with; where it
+    names none, that is the base, the training as it is without any of this.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: Annotated[tuple[TrainingMethod, ...], BeforeValidator(_one_or_more)] = ()
+    training: dict[str, Any] = {}
+    against: Names = ()
+
+    def __str__(self) -> str:
+        settings = [f"{name}={value}" for name, value in self.training.items()]
+        return ", ".join([*map(str, self.methods), *settings]) or "the training as it is"
 
 
 class RunConfig(BaseModel):
@@ -189,10 +232,14 @@ class RunConfig(BaseModel):
 
 
 class TrainConfig(RunConfig):
-    """What `postgrad train` is told; `training` holds the fields of `postgrad.training.Recipe` that were chosen."""
+    """What `postgrad train` is told.
+
+    `methods` are part of the training; `training` holds the fields of `postgrad.training.Recipe` that were chosen.
+    """
 
     out: UserPath = Path("runs/train")
     seed: Annotated[int, Field(ge=0)] = 0
+    methods: Annotated[tuple[TrainingMethod, ...], BeforeValidator(_one_or_more)] = ()
     training: dict[str, Any] = {}
 
 
@@ -232,6 +279,14 @@ class ComparisonConfig(RunConfig):
     whole_halves: bool = False
     steps: dict[str, Annotated[int, Field(ge=0)]] = {}
 
+    def training_arms(self) -> Mapping[str, TrainingArm]:
+        """The trainings that are compared, by arm; there are none where second-stage methods are."""
+        return {}
+
+    def further_metrics(self) -> tuple[str, ...]:
+        """What verdicts are about beside accuracy."""
+        return ()
+
     @abstractmethod
     def method_arms(self) -> tuple[MethodConfig, ...]:
         """The methods that are compared, each of them with a label of its own."""
@@ -251,15 +306,15 @@ class ComparisonConfig(RunConfig):
     @classmethod
     def _known_controls(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
         for name in controls:
-            if name not in CONTROLS:
-                raise unknown_name("control", name, CONTROLS)
+            if name not in (*CONTROLS, *TRAINING_CONTROLS):
+                raise unknown_name("control", name, (*CONTROLS, *TRAINING_CONTROLS))
         if not controls or len(set(controls)) != len(controls):
             raise ValueError(f"expected at least one control, each of them once, got {list(controls)}")
         if "control-same-price" in controls and not {"control-finetune", "control-more-data"} <= set(controls):
             raise ValueError(
                 "control-same-price is made of control-finetune and control-more-data; name these two as well"
             )
-        return tuple(name for name in CONTROLS if name in controls)
+        return tuple(name for name in (*CONTROLS, *TRAINING_CONTROLS) if name in controls)
 
     @field_validator("seeds")
     @classmethod
@@ -279,7 +334,7 @@ class ImproveConfig(ComparisonConfig):
     """
 
     out: UserPath = Path("runs/improve")
-    methods: tuple[Method, ...] = (MethodConfig(name="gradnet"),)
+    methods: tuple[SecondStageMethod, ...] = (MethodConfig(name="gradnet"),)
 
     def method_arms(self) -> tuple[MethodConfig, ...]:
         return self.methods

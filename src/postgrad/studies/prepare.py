@@ -36,7 +36,8 @@ def prepare(config: ComparisonConfig) -> Run:
 
     >>> run = prepare(ImproveConfig(data="digits"))
     """
-    for method in config.method_arms():
+    trained_with = [method for arm in config.training_arms().values() for method in arm.methods]
+    for method in (*config.method_arms(), *trained_with):
         check_options(method.name, method.options)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -44,7 +45,8 @@ def prepare(config: ComparisonConfig) -> Run:
         config.data, data_dir=config.data_dir, limit=config.limit, size=config.size, memory=config.memory
     )
     own = _own_network(config, dataset)
-    if own is None and config.data == "digits" and config.base_accuracy is None and config.epochs is None:
+    early = config.data == "digits" and config.base_accuracy is None and config.epochs is None
+    if own is None and early and not config.training_arms():
         config = config.model_copy(update={"base_accuracy": DEMO_ACCURACY})
     directory = config.resume or config.out
     bare = Run(config, directory, dataset, halves(dataset), {}, dataset.preprocess, dataset.augmentation, own)

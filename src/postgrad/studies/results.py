@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from postgrad.evaluation.scorecard import across_seeds, scorecard
-from postgrad.evaluation.statistics import verdicts
+from postgrad.evaluation.scorecard import across_seeds, metric, scorecard
+from postgrad.evaluation.statistics import proportion_interval, verdicts
 from postgrad.files import write_atomic
 from postgrad.methods.registry import get_method
 from postgrad.reports.html import render
@@ -77,7 +77,7 @@ def collect(
         correct[arm] = [None if each is None else each[0].argmax(axis=1) == each[1] for each in stored]
         found = dict(zip(records[arm], _temperatures(records[arm].values()) or (), strict=False))
         cards[arm] = [
-            None if each is None else scorecard(*each, temperature=found.get(seed))
+            None if each is None else scorecard(*each, temperature=found.get(seed)) | _on_training(records[arm][seed])
             for seed, each in zip(run.config.seeds, stored, strict=True)
         ]
     further = {
@@ -134,11 +134,20 @@ def _predictions(run: Run, seed: int, arm: str) -> tuple[np.ndarray, np.ndarray]
         return stored["probabilities"], stored["labels"]
 
 
+def _on_training(record: ArmRecord) -> dict[str, Any]:
+    """What a training's record says of the images that it was trained on, as the scorecard has its metrics."""
+    if record.on_training is None:
+        return {}
+    share, n = record.on_training["train_accuracy"], record.on_training["images"]
+    return {"train_accuracy": metric([share], proportion_interval(round(share * n), n), "images")}
+
+
 def _comparisons(records: Mapping[str, Mapping[int, ArmRecord]]) -> dict[str, list[str]]:
-    """What each method is compared with: the base, and its own controls."""
+    """What each method is compared with: the base and its own controls, or what a training's settings say."""
     kinds = {arm: next(iter(of_arm.values())) for arm, of_arm in records.items()}
     return {
-        method: ["base", *(arm for arm, record in kinds.items() if method in record.control_for)]
+        method: [arm for arm in record.against if arm in records]
+        or ["base", *(arm for arm, record in kinds.items() if method in record.control_for)]
         for method, record in kinds.items()
         if record.kind == "method"
     }

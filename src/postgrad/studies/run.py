@@ -122,6 +122,12 @@ class ArmRecord:
     warnings: list[str] = field(default_factory=list)
     outside: list[dict[str, Any]] = field(default_factory=list)
     corruptions: list[dict[str, Any]] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
+    """The arms that a training is compared with; a second-stage method is with the base and its controls."""
+    lr: float | None = None
+    """Of a training in a study of them: the learning rate, chosen on validation images."""
+    on_training: dict[str, Any] | None = None
+    """Of such a training: the accuracy on images that it was trained on, and on how many of them."""
     temperature: float | None = None
     """As its validation images have it; None where all of them are right, or none was held back."""
     augmented_accuracy: float | None = None

@@ -83,16 +83,16 @@ class Board:
         """A trial is not tried again, nor are those that need it; an arm's needs name all that it stands on."""
         self.failed[trial] = reason
         for other in self._dependents(trial):
-            self.failed.setdefault(other, f"not begun: it needs {trial.arm} of this seed, which failed")
+            self.failed.setdefault(other, f"not begun: it needs {trial}, which failed")
 
     def _find_ready(self) -> None:
         finished = {(trial.seed, trial.arm) for trial in self.finished}
         for trial in self.trials:
-            if trial not in self._ready_since and all((trial.seed, arm) in finished for arm in trial.needs):
+            if trial not in self._ready_since and trial.stands_on <= finished:
                 self._ready_since[trial] = time.monotonic()
 
     def _dependents(self, trial: Trial) -> list[Trial]:
-        return [other for other in self.trials if other.seed == trial.seed and trial.arm in other.needs]
+        return [other for other in self.trials if (trial.seed, trial.arm) in other.stands_on]
 
     def _chain(self, trial: Trial) -> int:
         return 1 + max((self._chain(other) for other in self._dependents(trial)), default=0)

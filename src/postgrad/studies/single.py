@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from postgrad.controls.tuning import accuracy_and_nll, batched
 from postgrad.data.datasets import Dataset, load_dataset
@@ -16,16 +14,16 @@ from postgrad.data.splits import halves
 from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.files import fresh_directory, locked, write_atomic
+from postgrad.methods.at_work import MethodsAtWork, input_batches
 from postgrad.models.checkpoints import save
 from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
 from postgrad.models.weights import load_weights
-from postgrad.studies.base_arm import base_recipe
+from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainConfig
 from postgrad.studies.environment import environment
 from postgrad.studies.run import resumable
 from postgrad.training import History, Recipe, train
-from postgrad.validation import validated
 
 
 def train_network(config: TrainConfig) -> tuple[Path, History]:
@@ -52,14 +50,7 @@ def train_network(config: TrainConfig) -> tuple[Path, History]:
 
 def settled_recipe(config: TrainConfig) -> Recipe:
     """The base network's recipe with what `config.training` says in its place."""
-    chosen = dict(config.training)
-    lengths = {"epochs", "steps", "budget"}
-    default = base_recipe(config.model, chosen.get("epochs"), chosen.get("stop_accuracy")).model_dump()
-    left = {name: value for name, value in default.items() if name not in lengths or not lengths & chosen.keys()}
-    for name in ("optimizer", "schedule"):
-        if name in chosen:
-            left.pop(f"{name}_options", None)  # another optimizer or schedule has other options
-    return validated(Recipe, left | chosen, source="training")
+    return recipe_with(config.model, config.training)
 
 
 def _train(config: TrainConfig, recipe: Recipe, dataset: Dataset, directory: Path) -> History:
@@ -70,7 +61,8 @@ def _train(config: TrainConfig, recipe: Recipe, dataset: Dataset, directory: Pat
     )
     if config.weights is not None:
         load_weights(model, config.weights)
-    model.to(pick_device(config.device))
+    device = pick_device(config.device)
+    model.to(device)
     preprocess, augmentation, _ = resolve_preprocessing(config.preprocess_flags(), model, dataset)
     parts = halves(dataset)
     assert dataset.train is not None
@@ -80,20 +72,25 @@ def _train(config: TrainConfig, recipe: Recipe, dataset: Dataset, directory: Pat
     def make_batch(indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         return augment(images.images[indices], preprocess, augmentation, generator), images.labels[indices]
 
-    def loss(network: torch.nn.Module, batch: Any) -> torch.Tensor:
-        return F.cross_entropy(network(batch[0]), batch[1], label_smoothing=recipe.label_smoothing)
-
+    at_work = MethodsAtWork(
+        model,
+        [(method.name, method.options) for method in config.methods],
+        steps_per_epoch=recipe.steps_per_epoch(len(images)),
+        label_smoothing=recipe.label_smoothing,
+        batches=input_batches(images.images, preprocess, augmentation, recipe.batch_size, config.seed, device),
+    )
     history = train(
         model,
         n=len(images),
         make_batch=make_batch,
-        loss=loss,
+        loss=at_work.loss,
         recipe=recipe,
         seed=config.seed,
         validate=lambda network: accuracy_and_nll(batched(network, preprocess, held_back.images), held_back.labels),
         directory=directory / "training",
         resume=config.resume is not None,
         label=f"training {config.model}",
+        companions=[at_work],
     )
     save(model, directory, preprocess=preprocess, class_names=dataset.class_names)
     return history

@@ -22,7 +22,7 @@ from postgrad.studies.prepare import begin, claim_directory, prepare
 from postgrad.studies.results import close
 from postgrad.studies.run import ArmRecord, Run, resumable
 from postgrad.studies.scheduler import Board, run_trials
-from postgrad.studies.study_config import FURTHER_METRICS, StudyConfig
+from postgrad.studies.study_config import StudyConfig
 from postgrad.studies.trials import trials
 
 
@@ -110,7 +110,7 @@ def _close(run: Run, board: Board, failures: list[Failure], seconds: float) -> N
     if (overhead := scheduling_overhead(run.directory)) is not None:
         run.note(f"scheduling took {100 * max(overhead, 0):.1f} % of the workers' time")
     if board.finished:
-        close(run, seconds=seconds, further_metrics=FURTHER_METRICS, failures=failures)
+        close(run, seconds=seconds, further_metrics=run.config.further_metrics(), failures=failures)
 
 
 @contextlib.contextmanager

@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from postgrad.errors import UserError, unknown_name
-from postgrad.studies.config import CONTROLS, ArmName, ComparisonConfig, Method, MethodConfig, Names, UserPath
+from postgrad.methods.registry import TRAINING_SHAPES, get_method
+from postgrad.studies.config import (
+    CONTROLS,
+    TRAINING_CONTROLS,
+    ArmName,
+    ComparisonConfig,
+    MethodConfig,
+    Names,
+    TrainingArm,
+    UserPath,
+    as_method,
+)
 
 FURTHER_METRICS = ("nll", "ece", "brier", "aurc")
 """What verdicts are about beside accuracy."""
 
+ON_TRAINING = ("train_accuracy",)
+"""The same for trainings: the accuracy on images that they were trained on, without augmentation."""
+
 _OF_ONE_CALL = ("out", "resume", "data_dir", "claims")
 """Settings that say where things lie, or how the results are read, and may be others when a study goes on."""
+
+
+_OF_SECOND_STAGES = (
+    "epochs", "budget", "base_accuracy", "base_accuracy_on", "base_validate_every", "bases", "base_targets",
+    "whole_halves",
+)  # fmt: skip
+_OF_TRAININGS = ("training", "rates")
 
 
 def _mapping(value: Any) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"expected lines of the form 'name: method', got {value!r}")
     return value
+
+
+def _arm(value: Any) -> Any:
+    """A second-stage method or a training, whichever the words describe."""
+    if isinstance(value, dict) and not {"name", "options", "arm"} & value.keys():
+        return TrainingArm.model_validate(value)
+    method = MethodConfig.model_validate(as_method(value)) if isinstance(value, (str, dict)) else value
+    if isinstance(method, MethodConfig) and get_method(method.name).shape in TRAINING_SHAPES:
+        return TrainingArm(methods=(method,))
+    return method
+
+
+Arm = Annotated[MethodConfig | TrainingArm, BeforeValidator(_arm)]
 
 
 class Claim(BaseModel):
@@ -41,6 +76,14 @@ class Claim(BaseModel):
     not_testable: str | None = None
 
 
+def _rates(value: Any) -> Any:
+    return (value,) if isinstance(value, (int, float)) else value
+
+
+def _controls_of(arms: Mapping[str, Any]) -> tuple[str, ...]:
+    return TRAINING_CONTROLS if any(isinstance(arm, TrainingArm) for arm in arms.values()) else CONTROLS
+
+
 class StudyConfig(ComparisonConfig):
     """What `postgrad study` is told.
 
@@ -49,35 +92,80 @@ class StudyConfig(ComparisonConfig):
     'gradnet-last'
 
     `arms` names the methods that are compared: the same one may stand there several times, with other options under
-    other names. `seeds` is their number, or a list. `ood` and `corruptions` are data sets and corruptions on which all
-    arms are scored too. `claims` are what was published, to be judged by the results.
+    other names. They are second-stage methods over a base network, or trainings (`TrainingArm`) of the same network
+    from the same first weights. `training` is then what all of these have of a `postgrad.training.Recipe`, and each arm
+    takes that of the `rates` (of learning) which the validation images favour on the first seed.
+
+    `seeds` is their number, or a list. `ood` and `corruptions` are data sets and corruptions on which all arms are
+    scored too. `claims` are what was published, to be judged by the results.
     """
 
     out: UserPath = Path("runs/study")
-    arms: Annotated[dict[ArmName, Method], BeforeValidator(_mapping)]
+    arms: Annotated[dict[ArmName, Arm], BeforeValidator(_mapping)]
+    training: dict[str, Any] = Field(default={})
+    rates: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_rates)] = ()
     ood: Names = ()
     corruptions: Names = ()
     claims: tuple[Claim, ...] = ()
 
     def method_arms(self) -> tuple[MethodConfig, ...]:
-        return tuple(method.model_copy(update={"arm": name}) for name, method in self.arms.items())
+        methods = {name: arm for name, arm in self.arms.items() if isinstance(arm, MethodConfig)}
+        return tuple(method.model_copy(update={"arm": name}) for name, method in methods.items())
+
+    def training_arms(self) -> dict[str, TrainingArm]:
+        return {name: arm for name, arm in self.arms.items() if isinstance(arm, TrainingArm)}
+
+    def further_metrics(self) -> tuple[str, ...]:
+        return (*FURTHER_METRICS, *ON_TRAINING) if self.training_arms() else FURTHER_METRICS
 
     def command(self) -> str:
         return "postgrad study config.yaml"
 
     def left_out(self) -> tuple[str, ...]:
         """The controls that the recipe leaves out, which a reader of the results must know."""
-        return tuple(name for name in CONTROLS if name not in self.controls)
+        return tuple(name for name in _controls_of(self.arms) if name not in self.controls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _controls_of_its_arms(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """All controls that arms of this kind have, where the recipe names none."""
+        arms = settings.get("arms")
+        if not isinstance(arms, dict) or "controls" in settings:
+            return settings
+        try:
+            read = {name: _arm(value) for name, value in arms.items()}
+        except ValueError:
+            return settings  # told with the other mistakes
+        return settings | {"controls": _controls_of(read)}
 
     @field_validator("arms")
     @classmethod
-    def _named_by_their_keys(cls, arms: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
+    def _named_by_their_keys(cls, arms: dict[str, MethodConfig | TrainingArm]) -> dict[str, MethodConfig | TrainingArm]:
         if not arms:
             raise ValueError("expected at least one method, such as gradnet: 'gradnet:epochs=2'")
-        for name, method in arms.items():
-            if method.arm not in (None, name):
-                raise ValueError(f"{name}: the name of an arm stands before its method; leave out arm: {method.arm}")
+        for name, arm in arms.items():
+            if isinstance(arm, MethodConfig) and arm.arm not in (None, name):
+                raise ValueError(f"{name}: the name of an arm stands before its method; leave out arm: {arm.arm}")
+        if len({type(arm) for arm in arms.values()}) > 1:
+            raise ValueError("second-stage methods and trainings need studies of their own; make two recipes")
         return arms
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        trainings = self.training_arms()
+        foreign = _OF_SECOND_STAGES if trainings else _OF_TRAININGS
+        given = [name for name in foreign if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            kind = "trainings; its lengths stand under training" if trainings else "second-stage methods"
+            raise ValueError(f"{', '.join(given)}: no setting of a study of {kind}")
+        known = _controls_of(self.arms)
+        if others := [name for name in self.controls if name not in known]:
+            raise ValueError(f"controls: {', '.join(others)}: arms of this kind have {', '.join(known)}")
+        for name, arm in trainings.items():
+            for other in arm.against:
+                if other == name or other not in ("base", *trainings):
+                    raise unknown_name(f"arm that {name} is compared with", other, ["base", *trainings])
+        return self
 
     @model_validator(mode="after")
     def _claims_of_arms(self) -> Self:
@@ -85,7 +173,7 @@ class StudyConfig(ComparisonConfig):
             tested = claim.not_testable is None and (claim.arm is not None or len(self.arms) > 1)
             if tested and claim.arm not in self.arms:
                 raise unknown_name(f"arm of the claim '{claim.claim}'", claim.arm or "", self.arms)
-            if claim.metric not in (known := ("accuracy", *FURTHER_METRICS)):
+            if claim.metric not in (known := ("accuracy", *self.further_metrics())):
                 raise unknown_name(f"metric of the claim '{claim.claim}'", claim.metric, known)
         return self
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from postgrad.methods.registry import CONTROLS_OF_SHAPE, get_method
-from postgrad.studies.config import ComparisonConfig, MethodConfig
+from postgrad.studies.config import ComparisonConfig, MethodConfig, TrainingArm
+
+Kind = Literal["base", "method", "control"]
 
 OTHER_CONTROLS = {"control-same-price": ("control-finetune", "control-more-data")}
 """Controls that are made of other controls."""
@@ -18,12 +21,25 @@ class Trial:
 
     seed: int
     arm: str
-    kind: Literal["base", "method", "control"]
+    kind: Kind
     needs: tuple[str, ...] = ()
     method: MethodConfig | None = field(default=None, hash=False)
     """The method of an arm of kind method; of a control, the method that it is a control for."""
     control: str | None = None
     """The name of the control, which `arm` has a suffix to where several methods have one."""
+    training: TrainingArm | None = field(default=None, hash=False)
+    """What is trained, of an arm that is a training."""
+    against: tuple[str, ...] = ()
+    """The arms that such a training of kind method is compared with."""
+    control_for: tuple[str, ...] = ()
+    tuned_on: int | None = None
+    """The seed whose learning rate it takes; None where it finds one itself."""
+
+    @property
+    def stands_on(self) -> set[tuple[int, str]]:
+        """The (seed, arm) that must be finished before it."""
+        of_seed = {(self.seed, arm) for arm in self.needs}
+        return of_seed if self.tuned_on is None else of_seed | {(self.tuned_on, self.arm)}
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"
@@ -35,12 +51,13 @@ def trials(config: ComparisonConfig) -> list[Trial]:
     >>> [trial.arm for trial in trials(ImproveConfig(controls=["control-finetune"]))]
     ['base', 'gradnet', 'control-finetune']
     """
-    return [trial for seed in config.seeds for trial in _of_seed(config, seed)]
+    of_seed = _trainings_of_seed if config.training_arms() else _of_seed
+    return [trial for seed in config.seeds for trial in of_seed(config, seed)]
 
 
 def control_arm(config: ComparisonConfig, control: str, method: MethodConfig) -> str:
     """The arm of a control: named as it is where there is one method, else with the method's arm."""
-    return control if len(config.method_arms()) == 1 else f"{control}-{method.label}"
+    return _suffixed(control, method.label, alone=len(config.method_arms()) == 1)
 
 
 def _of_seed(config: ComparisonConfig, seed: int) -> list[Trial]:
@@ -55,3 +72,35 @@ def _of_seed(config: ComparisonConfig, seed: int) -> list[Trial]:
                 arm = control_arm(config, control, method)
                 found.append(Trial(seed, arm, "control", needs, method, control))
     return found
+
+
+def _trainings_of_seed(config: ComparisonConfig, seed: int) -> list[Trial]:
+    """The base, which is the training as it is, then each arm, and the control that each method's cost asks for."""
+    tuned_on = None if seed == config.seeds[0] else config.seeds[0]
+
+    def trial(arm: str, kind: Kind, training: TrainingArm, **more: Any) -> Trial:
+        return Trial(seed, arm, kind, training=training, tuned_on=tuned_on, **more)
+
+    arms = {"base": TrainingArm(), **config.training_arms()}
+    methods = [name for name in arms if name != "base" and not _is_control(arms, name)]
+    found = []
+    for name, training in arms.items():
+        if name not in methods:
+            judged = tuple(other for other in methods if name in arms[other].against)
+            found.append(trial(name, "base" if name == "base" else "control", training, control_for=judged))
+            continue
+        of_cost = {control: _suffixed(control, name, alone=len(methods) == 1) for control in config.controls}
+        found.append(trial(name, "method", training, against=(*(training.against or ("base",)), *of_cost.values())))
+        plain = TrainingArm(training=training.training)
+        for control, arm in of_cost.items():
+            found.append(trial(arm, "control", plain, needs=(name,), control=control, control_for=(name,)))
+    return found
+
+
+def _is_control(arms: Mapping[str, TrainingArm], name: str) -> bool:
+    """Whether others are compared with it, and it is itself compared with none."""
+    return not arms[name].against and any(name in arm.against for arm in arms.values())
+
+
+def _suffixed(control: str, arm: str, *, alone: bool) -> str:
+    return control if alone else f"{control}-{arm}"

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 SAVE_EVERY_SECONDS = 30.0
 
 
+class DivergedError(UserError):
+    """The loss became infinite, or not a number."""
+
+
 def train(
     model: nn.Module,
     *,
@@ -71,7 +75,8 @@ def train(
     the model as it is then; where it says True (in every process) the training rests there, and `resume` goes on. The
     model is left in evaluation mode.
 
-    A loss that is not finite, settings that are not those of the checkpoint, and a full disk are `UserError`s.
+    A loss that is not finite (`DivergedError`), settings that are not those of the checkpoint, and a full disk are
+    `UserError`s.
     """
     _check(n, seed, recipe, validate, fabric)
     settings = {"n": int(n), "seed": int(seed), **recipe.model_dump(exclude={"epochs", "steps", "budget"})}
@@ -184,8 +189,8 @@ def _agreed(fabric: Fabric, loss: float, interrupted: bool) -> tuple[float, bool
     return float(both[0]), bool(both[1] > 0)
 
 
-def _diverged(label: str, value: float, step: int, lr: float) -> UserError:
-    return UserError(
+def _diverged(label: str, value: float, step: int, lr: float) -> DivergedError:
+    return DivergedError(
         f"{label}: the loss became {value} at step {step} with learning rate {lr:g}; "
         "try a lower learning rate, and check that the inputs are finite and scaled"
     )

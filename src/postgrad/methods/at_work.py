@@ -1,0 +1,122 @@
+"""Training-time methods in a training: surgeries on its network, the loss it takes, means of its weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
+from postgrad.errors import UserError
+from postgrad.methods.registry import check_options, get_method
+
+Options = Mapping[str, Any]
+
+
+class MethodsAtWork:
+    """A training's companion that brings any combination of training-time methods into it.
+
+    >>> at_work = MethodsAtWork(model, [("frn", {}), ("powergrad", {"alpha": 0.25})], steps_per_epoch=100)
+    >>> train(model, loss=at_work.loss, companions=[at_work], …)
+
+    The surgeries are done at once, in their order, and `changed` says how many layers each has changed. `loss` takes
+    the place of the cross-entropy. Weights are averaged after each step, and at the end their mean stays.
+
+    Args:
+        methods: name and options of each, as `check_options` has them; several surgeries and means of weights, but one
+            loss.
+        steps_per_epoch: how many steps go through all images.
+        label_smoothing: of the loss, whichever it is.
+        batches: gives inputs (n, C, H, W) of the training, for which batch normalisation's statistics are taken anew
+            where a method has other weights in place of those that it saw.
+
+    Raises `UserError` for two losses, and whatever the methods refuse.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: Sequence[tuple[str, Options]],
+        *,
+        steps_per_epoch: int,
+        label_smoothing: float = 0.0,
+        batches: Callable[[], Iterable[Tensor]] | None = None,
+    ) -> None:
+        chosen = [(get_method(name), check_options(name, dict(options))) for name, options in methods]
+        losses = [(method, options) for method, options in chosen if method.shape == "loss"]
+        if len(losses) > 1:
+            raise UserError(f"one training has one loss; give one of {', '.join(method.name for method, _ in losses)}")
+        self._model = model
+        self._label_smoothing = label_smoothing
+        self._loss = losses[0] if losses else None
+        self._weights = [(method, options) for method, options in chosen if method.shape == "weights"]
+        self._settled = {"steps_per_epoch": steps_per_epoch, "batches": batches}
+        self.changed = {
+            method.name: method.load()(model, **options) for method, options in chosen if method.shape == "surgery"
+        }
+        self._cross_entropy: Any = self._make_loss(1)
+        self._means: list[Any] = []
+
+    def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The mean loss of a batch of inputs (n, C, H, W) and labels (n,)."""
+        value: Tensor = self._cross_entropy(network(batch[0]), batch[1])
+        return value
+
+    def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        self._cross_entropy = self._make_loss(steps)
+        settled = {**self._settled, "optimizer": optimizer}
+        self._means = [_call(method.load(), (self._model,), settled, options) for method, options in self._weights]
+
+    def after_step(self) -> None:
+        if isinstance(self._cross_entropy, nn.Module):
+            self._cross_entropy.advance()
+        for mean in self._means:
+            mean.update(self._model)
+
+    def finish(self) -> None:
+        for mean in self._means:
+            mean.settle(self._model)
+
+    def state_dict(self) -> dict[str, Any]:
+        loss = self._cross_entropy.state_dict() if isinstance(self._cross_entropy, nn.Module) else {}
+        return {"loss": loss, "means": [mean.state_dict() for mean in self._means]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(self._cross_entropy, nn.Module):
+            self._cross_entropy.load_state_dict(state["loss"])
+        for mean, its_own in zip(self._means, state["means"], strict=True):
+            mean.load_state_dict(its_own)
+
+    def _make_loss(self, steps: int) -> Any:
+        if self._loss is None:
+            return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        method, options = self._loss
+        return _call(method.load(), (), {"steps": steps, "label_smoothing": self._label_smoothing}, options)
+
+
+def input_batches(
+    images: Tensor,
+    preprocess: Preprocessing,
+    augmentation: Augmentation,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> Callable[[], Iterator[Tensor]]:
+    """What gives all images (N, C, H, W) once, as a training sees them, in batches and in an order of the seed."""
+
+    def batches() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for indices in torch.randperm(len(images), generator=generator).split(batch_size):
+            yield augment(images[indices], preprocess, augmentation, generator).to(device)
+
+    return batches
+
+
+def _call(target: Callable[..., Any], first: tuple[Any, ...], settled: Options, options: Options) -> Any:
+    """Call it with what it takes of `settled`, and with all the options, which stand above."""
+    taken = inspect.signature(target).parameters
+    return target(*first, **{**{name: value for name, value in settled.items() if name in taken}, **options})

@@ -1,0 +1,168 @@
+"""One arm of a study of trainings: the network trained from the seed's first weights, at a rate chosen for it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from postgrad.controls import Fitted
+from postgrad.controls.tuning import VALIDATION_IMAGES, accuracy_and_nll, batched
+from postgrad.data.datasets import Images
+from postgrad.data.preprocessing import augment
+from postgrad.errors import UserError
+from postgrad.methods.at_work import MethodsAtWork, input_batches
+from postgrad.studies.base_arm import recipe_with
+from postgrad.studies.config import TrainingArm
+from postgrad.studies.seed_run import SeedRun
+from postgrad.studies.trials import Trial
+from postgrad.training import DivergedError, History, Recipe, train
+
+
+@dataclass(frozen=True)
+class Trained(Fitted):
+    """A trained network, the learning rate that was chosen, and how well it knows the images it was trained on."""
+
+    lr: float = 0.0
+    seconds: float = 0.0
+    on_training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    model: nn.Module
+    history: History
+    figures: dict[str, float]
+    lr: float
+    trained_on: int
+
+
+def fit_training(seed_run: SeedRun, trial: Trial, directory: Path) -> Trained:
+    """Train at each learning rate in question, and keep the network that the validation images favour.
+
+    On the first seed these are the study's `rates`, on others the one that was chosen there. A control of the same time
+    gets as many steps as fit into the time of its method, at each rate.
+    """
+    assert trial.training is not None
+    rates = _rates(seed_run, trial)
+    attempts: list[_Attempt] = []
+    trials: list[dict[str, Any]] = []
+    for number, lr in enumerate(rates):
+        key = f"seed{trial.seed}/{trial.arm}/training-{number}"
+        recipe = _recipe(seed_run, trial, lr, key)
+        try:
+            attempt = _train(seed_run, trial.training, recipe, directory / f"training-{number}", key)
+        except DivergedError as error:
+            if len(rates) == 1:
+                raise
+            trials.append({"lr": lr, "diverged": str(error)})
+            continue
+        attempts.append(attempt)
+        seed_run.run.steps[key] = attempt.history.steps
+        trials.append({"lr": lr, "cpu_seconds": attempt.history.cpu_seconds, **attempt.figures})
+    if not attempts:
+        raise UserError(f"{trial.arm}: the loss became infinite at every learning rate ({_listed(rates)})")
+    best = max(attempts, key=lambda attempt: (attempt.figures["accuracy"], -attempt.figures["nll"]))
+    of_rates = f" of {_listed(rates)}" if len(rates) > 1 else ""
+    return Trained(
+        best.model,
+        best.history.cpu_seconds,
+        f"{trial.training}; learning rate {best.lr:g}{of_rates}, {best.history.steps} steps",
+        trials,
+        lr=best.lr,
+        seconds=best.history.wall_seconds,
+        on_training={"train_accuracy": best.figures["train_accuracy"], "images": best.trained_on},
+    )
+
+
+def rehearse_training(seed_run: SeedRun, arm: TrainingArm) -> None:
+    """Take one step with a few images, so that what does not fit together is said before hours of training."""
+    recipe = recipe_with(seed_run.run.config.model, _settings(seed_run, arm))
+    few = dict.fromkeys(("epochs", "budget", "stop_accuracy"))
+    _train(seed_run, arm, Recipe(**{**recipe.model_dump(), **few, "steps": 1, "batch_size": 4}), None, str(arm), n=4)
+
+
+def _rates(seed_run: SeedRun, trial: Trial) -> tuple[float, ...]:
+    config: Any = seed_run.run.config
+    if trial.tuned_on is None:
+        assert trial.training is not None
+        return config.rates or (recipe_with(config.model, _settings(seed_run, trial.training)).lr,)
+    lr = SeedRun(seed_run.run, trial.tuned_on).record(trial.arm).lr
+    assert lr is not None
+    return (lr,)
+
+
+def _listed(rates: tuple[float, ...]) -> str:
+    return ", ".join(f"{lr:g}" for lr in rates)
+
+
+def _settings(seed_run: SeedRun, arm: TrainingArm) -> dict[str, Any]:
+    config: Any = seed_run.run.config
+    return {**config.training, **arm.training}
+
+
+def _recipe(seed_run: SeedRun, trial: Trial, lr: float, key: str) -> Recipe:
+    assert trial.training is not None
+    settings = _settings(seed_run, trial.training) | {"lr": lr}
+    lengths = ("epochs", "steps", "budget")
+    if key in seed_run.run.steps:
+        settings = {name: value for name, value in settings.items() if name not in lengths}
+        settings["steps"] = seed_run.run.steps[key]
+    elif trial.control is not None:
+        settings = {name: value for name, value in settings.items() if name not in lengths}
+        settings["budget"] = f"{seed_run.record(trial.needs[0]).cpu_seconds:.3f}s"
+    return recipe_with(seed_run.run.config.model, settings)
+
+
+def _train(
+    seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, directory: Path | None, label: str, *, n: int | None = None
+) -> _Attempt:
+    run = seed_run.run
+    images = run.train.subset(torch.cat([run.halves.base_train, run.halves.method_train])[:n])
+    held_back = run.train.subset(torch.cat([run.halves.base_validation, run.halves.method_validation])[:n])
+    model = deepcopy(run.own) if run.own is not None else seed_run.fresh()
+
+    def inputs(indices: Tensor, generator: torch.Generator) -> Tensor:
+        return augment(images.images[indices], run.preprocess, run.augmentation, generator)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_run.seed)
+        at_work = MethodsAtWork(
+            model,
+            [(method.name, method.options) for method in arm.methods],
+            steps_per_epoch=recipe.steps_per_epoch(len(images)),
+            label_smoothing=recipe.label_smoothing,
+            batches=input_batches(
+                images.images, run.preprocess, run.augmentation, recipe.batch_size, seed_run.seed, run.device
+            ),
+        )
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        on_training = _figures(seed_run, network, images)
+        return _figures(seed_run, network, held_back) | {f"train_{name}": on_training[name] for name in on_training}
+
+    history = train(
+        model,
+        n=len(images),
+        make_batch=lambda indices, generator: (inputs(indices, generator), images.labels[indices]),
+        loss=at_work.loss,
+        recipe=recipe,
+        seed=seed_run.seed,
+        validate=validate,
+        directory=directory,
+        resume=directory is not None,
+        label=label,
+        companions=[at_work],
+    )
+    return _Attempt(model, history, validate(model), recipe.lr, min(VALIDATION_IMAGES, len(images)))
+
+
+def _figures(seed_run: SeedRun, network: nn.Module, images: Images) -> dict[str, float]:
+    """Accuracy and NLL on at most 1,000 of some images, spread evenly over them."""
+    spread = torch.linspace(0, len(images) - 1, min(VALIDATION_IMAGES, len(images))).long()
+    chosen = images.subset(spread)
+    return accuracy_and_nll(batched(network, seed_run.run.preprocess, chosen.images), chosen.labels)
