@@ -107,7 +107,7 @@ class WeightAverage:
             torch._foreach_copy_(self._kept[key], self._weights)
         else:
             self._check_precision()
-            self._kept[key] = [weight.clone() for weight in self._weights]
+            self._kept[key] = [weight.detach().clone() for weight in self._weights]
 
     def _put_average_in(self) -> None:
         with torch.no_grad():
@@ -131,7 +131,7 @@ class WeightAverage:
 
     @property
     def _weights(self) -> list[Tensor]:
-        return [parameter.detach() for parameter in self._parameters.values()]
+        return list(self._parameters.values())  # what is done with them is done under no_grad
 
     @property
     def _name(self) -> str:

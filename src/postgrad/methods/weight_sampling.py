@@ -5,9 +5,10 @@ epoch is a better place to start the next one from. SWA, EMA and LAWA (weight_av
 here it replaces the weights.
 
 How it works. In the last `fraction` of each epoch's steps the weights are sampled, each time with `probability`, into
-a running mean W̄. After K epochs (`period`): PSWA (K = 1) and PWALKS (K > 1, the samples of all K epochs): W ← W̄.
-PSWM: W ← β · W̄_before + (1 − β) · W̄, W̄_before being the mean of the period before; the first period has none: W ←
-W̄.
+a running mean M. After K epochs (`period`) the weights W are replaced, and the next mean begins:
+
+- PSWA (K = 1) and PWALKS (K > 1, the samples of all K epochs): W ← M.
+- PSWM: W ← β · M_before + (1 − β) · M, with the mean of the period before; the first period has none: W ← M.
 
 Use. ``sampling.update(model)`` after each step, ``with sampling.averaged as network:`` to evaluate inside an epoch.
 
@@ -72,8 +73,8 @@ class PeriodicWeightSampling(WeightAverage):
         is exact, and all processes of a distributed training draw alike.
 
     `averaged` has the weights that a replacement now would make; between a replacement and the next sample those are
-    the weights as they are. Wrong settings are `UserError`s; settings with which nothing can change are a `UserWarning`.
-    Source: arXiv 1905.05774; where the paper leaves room, the formulas at the top of this file.
+    the weights as they are. Wrong settings are `UserError`s; settings that can change nothing give a `UserWarning`.
+    Source: arXiv 1905.05774, as the formulas at the top of this file read it.
     """
 
     def __init__(
