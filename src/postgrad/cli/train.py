@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from postgrad.cli.console import prepared, print_json, say
 from postgrad.cli.options import (
@@ -16,6 +18,7 @@ from postgrad.cli.options import (
     Name,
     Number,
     PreprocessOptions,
+    Repeated,
     Seed,
     Time,
     given,
@@ -32,6 +35,8 @@ class RunOptions:
 
     recipe: File = None
     """A YAML file with any settings of a training, and these; options given here take their place."""
+    method: Annotated[Repeated, tyro.conf.arg(metavar="NAME[:KEY=VALUE,...]", help_behavior_hint="(repeatable)")] = ()
+    """A method that is part of the training, such as powergrad:alpha=.25 or frn."""
     epochs: Number = None
     """Passes over the training images. Default: 30."""
     budget: Time = None
@@ -98,6 +103,8 @@ def configured(options: Options) -> TrainConfig:
     """The settings of a new training: the recipe's, and in their place those given on the command line."""
     flags = given(options.run, options.data, options.model, options.machine) | preprocess_flags(options.preprocess)
     recipe = flags.pop("recipe", None)
+    if "method" in flags:
+        flags["methods"] = flags.pop("method")
     if "base_accuracy" in flags:
         flags["stop_accuracy"] = flags.pop("base_accuracy")
     for name in ("json", "quiet"):

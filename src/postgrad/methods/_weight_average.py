@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,7 +25,7 @@ running_mean_ = get_swa_multi_avg_fn()
 """(mean of n samples, a new one, n): the mean becomes that of n + 1, in place."""
 
 
-class WeightAverage:
+class WeightAverage(ABC):
     """Keeps copies of a network's parameters, and puts an average of them in for evaluation.
 
     A subclass says in `_after_step` when to sample, and in `_write_average` what the average is.
@@ -93,9 +94,9 @@ class WeightAverage:
         }
         self._step, self._samples = state["step"], state["samples"]
 
+    @abstractmethod
     def _after_step(self) -> None:
         """Sample, or not, at step number `self._step` (the first is 1)."""
-        raise NotImplementedError
 
     def _write_average(self, weights: list[Tensor]) -> None:
         """Put the average into `weights`; there is a sample."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
 from postgrad.errors import UserError
 from postgrad.methods.registry import check_options, get_method
+from postgrad.training.state import copy_of_weights, load_weights
 
 Options = Mapping[str, Any]
 
@@ -31,8 +33,8 @@ class MethodsAtWork:
             loss.
         steps_per_epoch: how many steps go through all images.
         label_smoothing: of the loss, whichever it is.
-        batches: gives inputs (n, C, H, W) of the training, for which batch normalisation's statistics are taken anew
-            where a method has other weights in place of those that it saw.
+        batches: inputs (n, C, H, W) as the training sees them, to be gone through more than once, for which batch
+            normalisation's statistics are taken anew where other weights stand in place of those that it saw.
 
     Raises `UserError` for two losses, and whatever the methods refuse.
     """
@@ -44,7 +46,7 @@ class MethodsAtWork:
         *,
         steps_per_epoch: int,
         label_smoothing: float = 0.0,
-        batches: Callable[[], Iterable[Tensor]] | None = None,
+        batches: Iterable[Tensor] | None = None,
     ) -> None:
         chosen = [(get_method(name), check_options(name, dict(options))) for name, options in methods]
         losses = [(method, options) for method, options in chosen if method.shape == "loss"]
@@ -72,24 +74,31 @@ class MethodsAtWork:
         self._means = [_call(method.load(), (self._model,), settled, options) for method, options in self._weights]
 
     def after_step(self) -> None:
-        if isinstance(self._cross_entropy, nn.Module):
-            self._cross_entropy.advance()
+        if self._changing_loss is not None:
+            self._changing_loss.advance()
         for mean in self._means:
             mean.update(self._model)
 
     def finish(self) -> None:
         for mean in self._means:
-            mean.settle(self._model)
+            with mean.averaged:
+                weights = copy_of_weights(self._model)
+            load_weights(self._model, weights)
 
     def state_dict(self) -> dict[str, Any]:
-        loss = self._cross_entropy.state_dict() if isinstance(self._cross_entropy, nn.Module) else {}
+        loss = {} if self._changing_loss is None else self._changing_loss.state_dict()
         return {"loss": loss, "means": [mean.state_dict() for mean in self._means]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if isinstance(self._cross_entropy, nn.Module):
-            self._cross_entropy.load_state_dict(state["loss"])
+        if self._changing_loss is not None:
+            self._changing_loss.load_state_dict(state["loss"])
         for mean, its_own in zip(self._means, state["means"], strict=True):
             mean.load_state_dict(its_own)
+
+    @property
+    def _changing_loss(self) -> Any:
+        """The loss, if it is one that changes from step to step."""
+        return self._cross_entropy if hasattr(self._cross_entropy, "advance") else None
 
     def _make_loss(self, steps: int) -> Any:
         if self._loss is None:
@@ -98,22 +107,25 @@ class MethodsAtWork:
         return _call(method.load(), (), {"steps": steps, "label_smoothing": self._label_smoothing}, options)
 
 
-def input_batches(
-    images: Tensor,
-    preprocess: Preprocessing,
-    augmentation: Augmentation,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-) -> Callable[[], Iterator[Tensor]]:
-    """What gives all images (N, C, H, W) once, as a training sees them, in batches and in an order of the seed."""
+@dataclass(frozen=True)
+class InputBatches:
+    """All images (N, C, H, W) once, as a training sees them, in batches and in an order of the seed.
 
-    def batches() -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        for indices in torch.randperm(len(images), generator=generator).split(batch_size):
-            yield augment(images[indices], preprocess, augmentation, generator).to(device)
+    >>> for inputs in InputBatches(images, preprocess, augmentation, batch_size=128, seed=0, device=device):
+    ...     model(inputs)
+    """
 
-    return batches
+    images: Tensor
+    preprocess: Preprocessing
+    augmentation: Augmentation
+    batch_size: int
+    seed: int
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for indices in torch.randperm(len(self.images), generator=generator).split(self.batch_size):
+            yield augment(self.images[indices], self.preprocess, self.augmentation, generator).to(self.device)
 
 
 def _call(target: Callable[..., Any], first: tuple[Any, ...], settled: Options, options: Options) -> Any:

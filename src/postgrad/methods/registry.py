@@ -70,6 +70,57 @@ _ENTRIES = (
         licence="Apache-2.0; no patent known",
         target="postgrad.methods.gradnet:GradNet",
     ),
+    Method(
+        name="weight_sampling",
+        title="Periodic weight sampling: train on from the mean of the last weights",
+        idea="The mean of the weights over an epoch's last steps replaces them, and training goes on from it.",
+        paper="arXiv:1905.05774",
+        shape="weights",
+        needs="a training with weights in float32, and the number of steps in an epoch",
+        costs="a read and write of the weights at each sampled step; one copy of the weights in memory, two for PSWM",
+        failures=(
+            "nothing to average at a small learning rate; the mean lags while weights still travel far; SWA, EMA or "
+            "LAWA, which only evaluate a mean, are the controls to beat"
+        ),
+        licence="Apache-2.0; claimed by US patent 11,922,316; SWA, EMA and LAWA are alternatives without it",
+        target="postgrad.methods.weight_sampling:PeriodicWeightSampling",
+    ),
+    Method(
+        name="swa",
+        title="SWA: the mean of the weights at the ends of the last epochs",
+        idea="Weights from the ends of epochs late in a training, averaged, lie nearer to the middle of a flat region.",
+        paper="arXiv:1803.05407",
+        shape="weights",
+        needs="a training with a learning rate that keeps the weights moving, and the number of steps in an epoch",
+        costs="a read and write of the weights once an epoch, one copy of them in memory, and new BatchNorm statistics",
+        failures="a learning rate that has already fallen to nothing leaves nothing to average",
+        licence="Apache-2.0; torch.optim.swa_utils does the averaging",
+        target="postgrad.methods.weight_averages:StochasticWeightAveraging",
+    ),
+    Method(
+        name="ema",
+        title="EMA: an exponential mean of the weights",
+        idea="A mean over all steps that forgets old ones, evaluated in place of the last weights.",
+        paper="Polyak and Juditsky, 1992",
+        shape="weights",
+        needs="a training of many more steps than 1/(1 − decay)",
+        costs="a read and write of the weights at each step, and one copy of them in memory",
+        failures="in a short training the mean still remembers the first weights",
+        licence="Apache-2.0; torch.optim.swa_utils does the averaging",
+        target="postgrad.methods.weight_averages:ExponentialMovingAverage",
+    ),
+    Method(
+        name="lawa",
+        title="LAWA: the mean of the last k epochs' weights",
+        idea="The mean of the weights at the ends of the last k epochs, evaluated all through a training.",
+        paper="arXiv:2209.14981",
+        shape="weights",
+        needs="a training, and the number of steps in an epoch",
+        costs="k copies of the weights in memory, and new BatchNorm statistics",
+        failures="in the first epochs weights travel far, and their mean lags behind",
+        licence="Apache-2.0; torch.optim.swa_utils does the averaging",
+        target="postgrad.methods.weight_averages:LatestWeightAveraging",
+    ),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ENTRIES}

@@ -15,8 +15,8 @@ When it fails. A learning rate that has fallen to nothing leaves nothing to aver
 of the last weights, not of their mean, unless `batches` are given. An average that begins too early holds weights
 that are no good.
 
-Paper. SWA: Izmailov et al., arXiv 1803.05407. LAWA: Kaddour, arXiv 2209.14981. EMA: after Polyak and Juditsky, SIAM
-Journal on Control and Optimization 30(4), 1992. Licence or patent note: Apache-2.0; none known.
+Paper. SWA: Izmailov et al., arXiv 1803.05407. LAWA: Kaddour, arXiv 2209.14981. EMA: after Polyak and Juditsky, 1992,
+SIAM Journal on Control and Optimization 30(4). Licence or patent note: Apache-2.0; none known.
 """
 
 from __future__ import annotations

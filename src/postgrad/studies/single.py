@@ -14,7 +14,7 @@ from postgrad.data.splits import halves
 from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.files import fresh_directory, locked, write_atomic
-from postgrad.methods.at_work import MethodsAtWork, input_batches
+from postgrad.methods.at_work import InputBatches, MethodsAtWork
 from postgrad.models.checkpoints import save
 from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
@@ -77,7 +77,7 @@ def _train(config: TrainConfig, recipe: Recipe, dataset: Dataset, directory: Pat
         [(method.name, method.options) for method in config.methods],
         steps_per_epoch=recipe.steps_per_epoch(len(images)),
         label_smoothing=recipe.label_smoothing,
-        batches=input_batches(images.images, preprocess, augmentation, recipe.batch_size, config.seed, device),
+        batches=InputBatches(images.images, preprocess, augmentation, recipe.batch_size, config.seed, device),
     )
     history = train(
         model,

@@ -15,7 +15,7 @@ from postgrad.controls.tuning import VALIDATION_IMAGES, accuracy_and_nll, batche
 from postgrad.data.datasets import Images
 from postgrad.data.preprocessing import augment
 from postgrad.errors import UserError
-from postgrad.methods.at_work import MethodsAtWork, input_batches
+from postgrad.methods.at_work import InputBatches, MethodsAtWork
 from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainingArm
 from postgrad.studies.seed_run import SeedRun
@@ -136,7 +136,7 @@ def _train(
             [(method.name, method.options) for method in arm.methods],
             steps_per_epoch=recipe.steps_per_epoch(len(images)),
             label_smoothing=recipe.label_smoothing,
-            batches=input_batches(
+            batches=InputBatches(
                 images.images, run.preprocess, run.augmentation, recipe.batch_size, seed_run.seed, run.device
             ),
         )
