@@ -16,6 +16,7 @@ from postgrad.errors import UserError
 from postgrad.methods._normalisation import (
     Convolution,
     Scale,
+    check_own_weights,
     draw_he,
     fold,
     head,
@@ -36,6 +37,8 @@ def apply_fixup(model: nn.Module, *, optimizer: Optimizer | None = None, seed: i
     one without residual branches, and wherever `apply_mimicnorm` refuses.
     """
     traced = trace(model)
+    convolutions = [module for module in model.modules() if isinstance(module, Convolution)]
+    check_own_weights(traced, convolutions)
     layer_of = normalised_layers(traced)
     branches = residual_branches(traced, layer_of)
     if not branches:
@@ -46,8 +49,7 @@ def apply_fixup(model: nn.Module, *, optimizer: Optimizer | None = None, seed: i
         fold(layer_of, heir_of)
         heir_of |= {scale.scale: end.weight for end, scale in scales.items() if end.weight is not None}
         replace_modules(model, {norm: scales.get(norm) or nn.Identity() for norm in layer_of})
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        draw_he((each for each in model.modules() if isinstance(each, Convolution)), generator)
+        draw_he(convolutions, None if seed is None else torch.Generator().manual_seed(seed))
         with torch.no_grad():
             for branch in branches:
                 *others, final = branch.layers

@@ -104,7 +104,6 @@ def trace(model: nn.Module) -> Traced:
 def normalised_layers(traced: Traced) -> dict[_BatchNorm, Layer]:
     """Each batch normalisation with the layer whose output it takes, in the order of the forward pass."""
     calls = Counter(traced.modules.values())
-    owners = Counter(parameter for module in traced.names for parameter in module._parameters.values())
     layer_of: dict[_BatchNorm, Layer] = {}
     for node, norm in traced.modules.items():
         if not isinstance(norm, _BatchNorm):
@@ -113,13 +112,26 @@ def normalised_layers(traced: Traced) -> dict[_BatchNorm, Layer]:
         layer = traced.modules.get(source)
         if not isinstance(layer, Layer) or len(source.users) > 1 or len(layer.weight) != norm.num_features:
             _refuse(traced, norm, "does not follow a convolution or linear layer of its own, which could take its bias")
-        if calls[norm] > 1 or calls[layer] > 1 or owners[layer._parameters.get("weight")] != 1:
-            _refuse(traced, norm, "or the layer before it is used more than once, shared or parametrized")
+        if calls[norm] > 1 or calls[layer] > 1:
+            _refuse(traced, norm, "or the layer before it is called more than once")
         layer_of[norm] = layer
     for module in traced.names:
         if isinstance(module, _BatchNorm) and module not in layer_of:
             _refuse(traced, module, "is never called, or does more than normalise")
+    check_own_weights(traced, layer_of.values())
     return layer_of
+
+
+def check_own_weights(traced: Traced, layers: Iterable[Layer]) -> None:
+    """Refuse a layer whose weight another layer shares, or that computes it from something else."""
+    owners = Counter(parameter for module in traced.names for parameter in module._parameters.values())
+    for layer in layers:
+        weight = layer._parameters.get("weight")
+        if weight is None or owners[weight] > 1:
+            raise UserError(
+                f"{traced.names[layer]}: its weight is shared with another layer, or computed by a parametrization; "
+                f"give it one of its own first. The network was not changed"
+            )
 
 
 def residual_branches(traced: Traced, layer_of: Mapping[_BatchNorm, Layer]) -> list[Branch]:

@@ -34,6 +34,7 @@ from postgrad.methods._normalisation import (
     Branch,
     Convolution,
     Scale,
+    check_own_weights,
     draw_he,
     fold,
     head,
@@ -94,7 +95,8 @@ def apply_mimicnorm(
 
     `UserWarning` and 0 where no convolution is to be centred. `UserError`, the network left as it was: torch.fx cannot
     follow its forward pass; a normalisation follows no layer of its own, or is missing at the end of a residual branch;
-    the logits come neither from a linear layer nor from a global pooling. Source: arXiv 2010.09278, section 4.
+    the weight of a convolution is shared or parametrized; the logits come neither from a linear layer nor from a global
+    pooling. Source: arXiv 2010.09278, section 4.
     """
     if residual not in ("code", "paper"):
         raise unknown_name("residual scalar", str(residual), ("code", "paper"))
@@ -105,6 +107,7 @@ def apply_mimicnorm(
         warnings.warn(f"{reason}: MimicNorm changed nothing", UserWarning, stacklevel=2)
         return 0
     traced = trace(model)
+    check_own_weights(traced, convolutions)
     layer_of = normalised_layers(traced)
     branches = residual_branches(traced, layer_of)
     last, classes = head(traced)
@@ -142,6 +145,9 @@ def bake_mimicnorm(model: nn.Module) -> int:
         warnings.warn("the network has no centred weight: nothing was changed", UserWarning, stacklevel=2)
         return 0
     for layer in layers:
+        # torch gives each parametrized layer a class, which its deep copies share and removing would strip for all.
+        shared = type(layer)
+        layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     note_change(model, "mimicnorm_baked")
     return len(layers)
