@@ -22,6 +22,7 @@ from postgrad.methods._surgery import optimizer_follows, replace_modules
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Layer = Convolution | nn.Linear
+_PLAIN = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 _SUMS = {operator.add, operator.iadd, torch.add}
 _RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 _Test = Callable[[fx.Node, nn.Module | None], bool]
@@ -60,6 +61,13 @@ class Branch:
     layers: tuple[Layer, ...]
 
 
+class _Tracer(fx.Tracer):
+    """Looks into no batch normalisation, whoever wrote it: what it computes hangs on the batch."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
 def remove_normalisation(model: nn.Module, *, optimizer: Optimizer | None = None) -> int:
     """Take every batch normalisation out of a network, in place; returns how many.
 
@@ -86,7 +94,7 @@ def trace(model: nn.Module) -> Traced:
     """Follow the forward pass; a network that torch.fx cannot follow is a `UserError`."""
     attributes = set(vars(model))
     try:
-        graph = fx.Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception as error:  # whatever the network's own code raises on a value that stands for any tensor
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -108,6 +116,8 @@ def normalised_layers(traced: Traced) -> dict[_BatchNorm, Layer]:
     for node, norm in traced.modules.items():
         if not isinstance(norm, _BatchNorm):
             continue
+        if type(norm) not in _PLAIN:
+            _refuse(traced, norm, "is of a class of its own, which may do more than normalise")
         source = node.all_input_nodes[0]
         layer = traced.modules.get(source)
         if not isinstance(layer, Layer) or len(source.users) > 1 or len(layer.weight) != norm.num_features:
@@ -117,7 +127,7 @@ def normalised_layers(traced: Traced) -> dict[_BatchNorm, Layer]:
         layer_of[norm] = layer
     for module in traced.names:
         if isinstance(module, _BatchNorm) and module not in layer_of:
-            _refuse(traced, module, "is never called, or does more than normalise")
+            _refuse(traced, module, "is never called")
     check_own_weights(traced, layer_of.values())
     return layer_of
 
@@ -251,4 +261,4 @@ def _is_reshape(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _keeps_channels(node: fx.Node, module: nn.Module | None) -> bool:
-    return isinstance(module, (nn.ReLU, _DropoutNd, nn.Identity))
+    return isinstance(module, (nn.ReLU, _BatchNorm, _DropoutNd, nn.Identity))
