@@ -362,6 +362,7 @@ def test_memory_formats_agree() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own, of torch.jit
 def test_it_compiles() -> None:
     model = net()
     apply_mimicnorm(model)
