@@ -156,6 +156,24 @@ def test_sequence_first_layers_go_through_torch_func(length, loop_gradients, rel
     assert relative_error(found, loop_gradients(model, x, labels)) <= TOLERANCE
 
 
+class Times(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.number
+
+
+def test_a_parameter_that_is_a_single_number(loop_gradients) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), Times(), nn.Linear(7, 4)).double()
+    x, labels = torch.randn(6, 5).double(), torch.arange(6) % 4
+    with pytest.warns(GradientFallbackWarning, match=r"2\.number: through torch\.func"):
+        found = per_sample_gradients(model, x, labels)
+    torch.testing.assert_close(found, loop_gradients(model, x, labels))
+
+
 def test_a_parametrised_weight_goes_through_torch_func(loop_gradients, relative_error) -> None:
     torch.manual_seed(0)
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))

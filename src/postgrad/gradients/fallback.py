@@ -43,7 +43,8 @@ def vectorised(
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         found = torch.vmap(of_one_image)(x, cotangents)
-    return {name: gradient.flatten(2) for name, gradient in found.items()}
+    # The last axis is for parameters that are a single number and have none of their own.
+    return {name: gradient.unsqueeze(-1).flatten(2) for name, gradient in found.items()}
 
 
 def looped(
