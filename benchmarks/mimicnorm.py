@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from postgrad.files import write_atomic
-from postgrad.methods._normalisation import remove_normalisation
 from postgrad.methods._surgery import replace_modules
 from postgrad.methods.mimicnorm import apply_mimicnorm
+from postgrad.methods.normalisation import remove_normalisation
 from postgrad.models.registry import create_model
 
 CLASSES = 100

@@ -13,11 +13,12 @@ from postgrad.errors import unknown_name
 
 _APPLIED_BY = {
     "fixed_classifier": "postgrad.methods.fixed_classifier:apply_fixed_classifier",
-    "fixup": "postgrad.methods._fixup:apply_fixup",
+    "fixup": "postgrad.methods.fixup:apply_fixup",
     "frn": "postgrad.methods.frn:apply_frn",
+    "norm": "postgrad.methods.norm:apply_norm",
     "mimicnorm": "postgrad.methods.mimicnorm:apply_mimicnorm",
     "mimicnorm_baked": "postgrad.methods.mimicnorm:bake_mimicnorm",
-    "remove_normalisation": "postgrad.methods._normalisation:remove_normalisation",
+    "remove_normalisation": "postgrad.methods.normalisation:remove_normalisation",
 }
 """Name in the manifest -> what makes that change. A fixed table: a manifest cannot name code."""
 

@@ -20,8 +20,8 @@ from postgrad._compat import prepare_torchvision
 from postgrad._loading import load
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError
-from postgrad.methods._normalisation import Scale
 from postgrad.methods.mimicnorm import Centred, apply_mimicnorm, bake_mimicnorm
+from postgrad.methods.normalisation import Scale
 from postgrad.models.checkpoints import save
 from postgrad.models.export import export
 from postgrad.models.registry import create_model
@@ -166,6 +166,23 @@ def test_the_start_is_hes_times_the_published_factor() -> None:
     assert model[0].weight.std().item() == pytest.approx(math.sqrt(2 / 27), rel=0.05)
     assert depthwise.weight.std().item() == pytest.approx(math.sqrt(2 / 36), rel=0.05)  # as if over four channels
     assert torch.equal(model[4].layer.weight, linear)
+
+
+@pytest.mark.parametrize("residual", ["code", "paper"])
+def test_a_branch_has_the_factor_once(residual: str) -> None:
+    """In its convolutions as in the paper, or in the number at its end as in the authors' program."""
+    torch.manual_seed(0)
+    model = create_model("resnet20", num_classes=10)
+    apply_mimicnorm(model, residual=residual, seed=0)
+    block = model.layer3[2]  # type: ignore[index, union-attr]
+    number = block.bn2.scale.item() * 9 if residual == "code" else block.bn2.scale.item() * 3
+    stds = [getattr(block, name).weight.std().item() / math.sqrt(2 / 576) for name in ("conv1", "conv2")]
+    if residual == "code":
+        assert number == pytest.approx(1.2**2)
+        assert stds == pytest.approx([1, 1], rel=0.02)
+    else:
+        assert number == pytest.approx(1)
+        assert stds == pytest.approx([GAIN, GAIN], rel=0.02)
 
 
 def test_the_factor_keeps_the_size_of_activations() -> None:

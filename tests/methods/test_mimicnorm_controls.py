@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from postgrad._loading import load
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError
-from postgrad.methods._fixup import apply_fixup
-from postgrad.methods._mimicnorm_diagnostics import activation_correlation
-from postgrad.methods._normalisation import draw_he, remove_normalisation
+from postgrad.methods.activation_correlation import activation_correlation
+from postgrad.methods.fixup import apply_fixup
 from postgrad.methods.mimicnorm import apply_mimicnorm
+from postgrad.methods.normalisation import draw_he, remove_normalisation
 from postgrad.models.checkpoints import save
 from postgrad.models.registry import create_model
 

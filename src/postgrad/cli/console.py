@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,10 +18,16 @@ from postgrad.cli.options import MachineOptions
 def prepared(machine: MachineOptions) -> Iterator[None]:
     """Set threads and quietness; with `--json`, what anything prints meanwhile goes to standard error."""
     progress.quiet = machine.quiet
+    warnings.showwarning = _warn
     if machine.threads is not None:
         _set_threads(machine.threads)
     with contextlib.redirect_stdout(sys.stderr) if machine.json else contextlib.nullcontext():
         yield
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning as one line, without the place in the program that a user of the command line cannot change."""
+    say(f"warning: {message}")
 
 
 def _set_threads(count: int) -> None:

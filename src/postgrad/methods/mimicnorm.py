@@ -13,7 +13,8 @@ Cost. A copy of the convolutions' weights a step; less memory for activations, s
 When it fails. Networks whose normalisation stands before the convolution (pre-activation, DenseNet) are refused. A
 batch of one image cannot be trained on, as with any batch normalisation of logits.
 
-Paper. W. Fei, W. Dai, C. Li, J. Zou, H. Xiong, "MimicNorm", arXiv 2010.09278. No patent is known.
+Paper. W. Fei, W. Dai, C. Li, J. Zou, H. Xiong, "MimicNorm", arXiv 2010.09278. Licence or patent note: Apache-2.0;
+none known.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from torch.optim import Optimizer
 
 from postgrad.changes import note_change
 from postgrad.errors import unknown_name
-from postgrad.methods._normalisation import (
+from postgrad.methods._surgery import optimizer_follows, replace_modules
+from postgrad.methods.normalisation import (
     Branch,
     Convolution,
     Scale,
@@ -43,7 +45,6 @@ from postgrad.methods._normalisation import (
     residual_branches,
     trace,
 )
-from postgrad.methods._surgery import optimizer_follows, replace_modules
 
 _SMALL_FAN_IN = 50
 _GAIN = math.sqrt(1 / (1 - 1 / math.pi))
@@ -80,8 +81,9 @@ def apply_mimicnorm(
     38
 
     It is for a network that is yet to be trained: all convolutions are drawn anew, N(0, 2/fan-in), times 1.21² in
-    variance where they are centred (fan-in above 50, not depthwise). Linear layers are left alone, but for the last,
-    which becomes `Sequential(layer, norm)`. Networks without batch normalisation are centred all the same.
+    variance where they are centred (fan-in above 50, not depthwise) and the branch's scalar does not make up for it.
+    Linear layers are left alone, but for the last, which becomes `Sequential(layer, norm)`. Networks without batch
+    normalisation are centred all the same.
 
     Parameters
     ----------
@@ -119,9 +121,11 @@ def apply_mimicnorm(
         replace_modules(model, {norm: scales.get(norm) or nn.Identity() for norm in layer_of})
         replace_modules(model, {last: _normalised(last, classes, like=centred[0].weight)})
         draw_he(convolutions, None if seed is None else torch.Generator().manual_seed(seed))
+        # The code's scalar already has the gain of its branch's convolutions in it.
+        plain = {layer for branch in branches for layer in branch.layers} if residual == "code" else set()
         for layer in centred:
             with torch.no_grad():
-                layer.weight.mul_(_GAIN)
+                layer.weight.mul_(1.0 if layer in plain else _GAIN)
             parametrize.register_parametrization(layer, "weight", Centred())
     if optimizer is not None:
         for layer in convolutions:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from postgrad.errors import UserError
-from postgrad.methods._normalisation import Layer
+from postgrad.methods.normalisation import Layer
 
 
 def activation_correlation(model: nn.Module, x: Tensor) -> list[tuple[str, float]]:

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from postgrad.changes import note_change
 from postgrad.errors import UserError
-from postgrad.methods._normalisation import (
+from postgrad.methods._surgery import optimizer_follows, replace_modules
+from postgrad.methods.normalisation import (
     Convolution,
     Scale,
     check_own_weights,
@@ -24,7 +25,6 @@ from postgrad.methods._normalisation import (
     residual_branches,
     trace,
 )
-from postgrad.methods._surgery import optimizer_follows, replace_modules
 
 
 def apply_fixup(model: nn.Module, *, optimizer: Optimizer | None = None, seed: int | None = None) -> int:
