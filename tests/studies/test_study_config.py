@@ -49,6 +49,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "whole_halves": ("perhaps", "whole_halves: should be a valid boolean"),
     "steps": ({"seed0/base": -1}, "steps.seed0/base: should be greater than or equal to 0"),
     "arms": ({"gradnet": "gradnut"}, "did you mean 'gradnet'?"),
+    "training": ({"epochs": 1}, "training: no setting of a study of second-stage methods"),
+    "rates": ([0], "rates.0: should be greater than 0"),
     "ood": (["noise", "noise"], "ood: expected each name once"),
     "corruptions": (3, "corruptions: should be a valid tuple"),
     "claims": ([CLAIM | {"arm": "gradnut"}], "unknown arm of the claim 'MNIST .92' 'gradnut': did you mean 'gradnet'?"),
@@ -112,6 +114,46 @@ def test_a_wrong_value_is_one_line(refused: Any, field: str) -> None:
 )
 def test_other_mistakes_are_one_line_before_any_training(refused: Any, settings: dict[str, Any], hint: str) -> None:
     refused(RECIPE | settings, hint)
+
+
+TRAININGS: dict[str, Any] = {
+    "data": "digits", "model": "mlp", "limit": 60, "training": {"epochs": 1}, "arms": {"ema": "ema:decay=0.9"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"epochs": 3}, "epochs: no setting of a study of trainings; its lengths stand under training"),
+        ({"base_accuracy": 0.8}, "base_accuracy: no setting of a study of trainings"),
+        ({"controls": ["control-finetune"]}, "controls: control-finetune: arms of this kind have control-same-time"),
+        ({"training": {"epoch": 1}}, "did you mean 'epochs'?"),
+        ({"training": {"epochs": 0}}, "training: epochs: should be greater than 0"),
+        ({"rates": [-0.1]}, "rates.0: should be greater than 0"),
+        ({"rates": "fast"}, "rates: should be a valid tuple"),
+        ({"arms": {"a": "ema", "b": "gradnet"}}, "need studies of their own"),
+        ({"arms": {"a": "emma"}}, "did you mean 'ema'?"),
+        ({"arms": {"a": "ema:deckay=1"}}, "did you mean 'decay'?"),
+        ({"arms": {"a": {"methods": ["gradnet"]}}}, "gradnet is no part of a training"),
+        ({"arms": {"a": {"method": "ema"}}}, "unknown setting 'arms.a.method'"),
+        ({"arms": {"a": {"methods": "ema", "against": ["bse"]}}}, "did you mean 'base'?"),
+        ({"arms": {"a": {"methods": "ema", "against": ["a"]}}}, "unknown arm that a is compared with 'a'"),
+        ({"arms": {"a": {"training": {"optimizer": "sgdd"}}}}, "did you mean 'SGD'?"),
+        ({"arms": {"a": {"training": {"label_smoothing": 2}}}}, "label_smoothing: should be less than 1"),
+        ({"claims": [CLAIM | {"arm": "emma"}]}, "did you mean 'ema'?"),
+    ],
+)
+def test_mistakes_in_a_study_of_trainings(refused: Any, settings: dict[str, Any], hint: str) -> None:
+    refused(TRAININGS | settings, hint)
+
+
+def test_a_training_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    both = {"methods": ["ema:decay=0.9", "weight_sampling"], "training": {"label_smoothing": 0.1}, "against": "ema"}
+    config = StudyConfig.model_validate(TRAININGS | {"arms": {"ema": "ema", "both": both}, "rates": 0.1})
+    assert config.controls == ("control-same-time",)
+    assert config.rates == (0.1,)
+    config.save(tmp_path / "config.yaml")
+    assert StudyConfig.load(tmp_path / "config.yaml") == config
 
 
 def test_all_mistakes_are_named_at_once(refused: Any) -> None:

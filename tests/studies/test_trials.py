@@ -65,6 +65,39 @@ def test_every_method_has_the_controls_of_its_shape() -> None:
         assert made == set(asked_for)
 
 
+def trainings(arms: dict[str, object], **settings: object) -> dict[tuple[int, str], Trial]:
+    config = StudyConfig.model_validate({"arms": arms, **settings})
+    return {(trial.seed, trial.arm): trial for trial in trials(config)}
+
+
+def test_trainings_stand_on_nothing_but_the_rate_of_the_first_seed() -> None:
+    found = trainings({"ema": "ema"}, seeds=[4, 2])
+    assert list(found) == [(seed, arm) for seed in (4, 2) for arm in ("base", "ema", "control-same-time")]
+    assert found[4, "ema"].stands_on == set()
+    assert found[2, "ema"].stands_on == {(4, "ema")}
+    assert found[4, "control-same-time"].stands_on == {(4, "ema")}
+    assert found[2, "control-same-time"].stands_on == {(2, "ema"), (4, "control-same-time")}
+    assert found[4, "ema"].against == ("base", "control-same-time")
+
+
+def test_an_arm_that_others_are_compared_with_is_a_control_unless_it_is_compared_itself() -> None:
+    smooth = {"training": {"label_smoothing": 0.1}}
+    found = trainings({"smooth": smooth, "ema": {"methods": "ema", "against": ["base", "smooth"]}})
+    assert (found[0, "smooth"].kind, found[0, "smooth"].control_for) == ("control", ("ema",))
+    assert found[0, "ema"].against == ("base", "smooth", "control-same-time")
+    assert found[0, "base"].control_for == ("ema",)
+    compared = trainings({"smooth": smooth | {"against": ["base"]}, "ema": {"methods": "ema", "against": ["smooth"]}})
+    assert compared[0, "smooth"].kind == "method"
+    assert compared[0, "ema"].against == ("smooth", "control-same-time-ema")
+
+
+def test_the_control_of_a_training_s_time_has_its_settings_and_none_of_its_methods() -> None:
+    found = trainings({"a": {"methods": "ema", "training": {"batch_size": 4}}})
+    control = found[0, "control-same-time"]
+    assert control.training is not None
+    assert (control.training.methods, control.training.training) == ((), {"batch_size": 4})
+
+
 def test_a_trial_says_what_it_is() -> None:
     assert str(Trial(3, "gradnet-last", "method")) == "gradnet-last, seed 3"
 

@@ -31,6 +31,9 @@ class WeightAverage(ABC):
     A subclass says in `_after_step` when to sample, and in `_write_average` what the average is.
     """
 
+    replaces = False
+    """Whether the training goes on from the average; other averages then follow what it makes of the weights."""
+
     def __init__(self, model: nn.Module, *, batches: Iterable[Any] | None, **settings: Any) -> None:
         self.model = model
         self.batches = batches

@@ -29,14 +29,14 @@ class MethodsAtWork:
     the place of the cross-entropy. Weights are averaged after each step, and at the end their mean stays.
 
     Args:
-        methods: name and options of each, as `check_options` has them; several surgeries and means of weights, but one
-            loss.
+        methods: name and options of each, as `check_options` has them; several surgeries, but one loss, and one mean
+            of the weights that is kept at the end.
         steps_per_epoch: how many steps go through all images.
         label_smoothing: of the loss, whichever it is.
         batches: inputs (n, C, H, W) as the training sees them, to be gone through more than once, for which batch
             normalisation's statistics are taken anew where other weights stand in place of those that it saw.
 
-    Raises `UserError` for two losses, and whatever the methods refuse.
+    Raises `UserError` for two losses or two such means, and whatever the methods refuse.
     """
 
     def __init__(
@@ -50,13 +50,18 @@ class MethodsAtWork:
     ) -> None:
         chosen = [(get_method(name), check_options(name, dict(options))) for name, options in methods]
         losses = [(method, options) for method, options in chosen if method.shape == "loss"]
+        means = [(method, options) for method, options in chosen if method.shape == "weights"]
+        kept = [method.name for method, _ in means if not method.load().replaces]
         if len(losses) > 1:
             raise UserError(f"one training has one loss; give one of {', '.join(method.name for method, _ in losses)}")
+        if len(kept) > 1:
+            raise UserError(f"one mean of the weights is kept at the end; give one of {', '.join(kept)}")
         self._model = model
         self._label_smoothing = label_smoothing
         self._loss = losses[0] if losses else None
-        self._weights = [(method, options) for method, options in chosen if method.shape == "weights"]
-        self._settled = {"steps_per_epoch": steps_per_epoch, "batches": batches}
+        self._weights = sorted(means, key=lambda mean: mean[0].name in kept)  # what is kept has the last word
+        self._batches = batches
+        self.steps_per_epoch = steps_per_epoch
         self.changed = {
             method.name: method.load()(model, **options) for method, options in chosen if method.shape == "surgery"
         }
@@ -65,12 +70,16 @@ class MethodsAtWork:
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The mean loss of a batch of inputs (n, C, H, W) and labels (n,)."""
-        value: Tensor = self._cross_entropy(network(batch[0]), batch[1])
+        return self.cross_entropy(network(batch[0]), batch[1])
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The same, of logits (n, C) and labels (n,)."""
+        value: Tensor = self._cross_entropy(logits, labels)
         return value
 
     def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         self._cross_entropy = self._make_loss(steps)
-        settled = {**self._settled, "optimizer": optimizer}
+        settled = {"steps_per_epoch": self.steps_per_epoch, "batches": self._batches, "optimizer": optimizer}
         self._means = [_call(method.load(), (self._model,), settled, options) for method, options in self._weights]
 
     def after_step(self) -> None:

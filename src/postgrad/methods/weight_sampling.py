@@ -77,6 +77,8 @@ class PeriodicWeightSampling(WeightAverage):
     Source: arXiv 1905.05774, as the formulas at the top of this file read it.
     """
 
+    replaces = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,10 @@ def rehearse_training(seed_run: SeedRun, arm: TrainingArm) -> None:
     """Take one step with a few images, so that what does not fit together is said before hours of training."""
     recipe = recipe_with(seed_run.run.config.model, _settings(seed_run, arm))
     few = dict.fromkeys(("epochs", "budget", "stop_accuracy"))
-    _train(seed_run, arm, Recipe(**{**recipe.model_dump(), **few, "steps": 1, "batch_size": 4}), None, str(arm), n=4)
+    one_step = Recipe(**{**recipe.model_dump(), **few, "steps": 1, "batch_size": 4})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an epoch of one step; the training itself has the last word
+        _train(seed_run, arm, one_step, None, str(arm), n=4)
 
 
 def _rates(seed_run: SeedRun, trial: Trial) -> tuple[float, ...]:

@@ -1,0 +1,109 @@
+"""Training-time methods in every pair: they train together, and what comes of it is saved and loaded as it is."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import postgrad
+from postgrad.data.preprocessing import Preprocessing
+from postgrad.errors import UserError
+from postgrad.methods.at_work import MethodsAtWork
+from postgrad.methods.registry import METHODS, TRAINING_SHAPES
+from postgrad.models.registry import create_model
+from postgrad.training import Recipe, train
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "norm": {"kind": "group"},
+    "weight_sampling": {"fraction": 0.5},
+    "ema": {"decay": 0.5},
+    "swa": {"start_epoch": 0},
+    "lawa": {"k": 2},
+}
+
+NAMES = [name for name, method in METHODS.items() if method.shape in TRAINING_SHAPES]
+
+NORMS = ("frn", "mimicnorm", "fixup", "norm")
+"""Each takes batch normalisation out, so that the second of two finds none."""
+
+MEANS = ("swa", "ema", "lawa")
+
+GENERATOR = torch.Generator().manual_seed(3)
+X, Y = torch.randn(24, 3, 8, 8, generator=GENERATOR), torch.randint(0, 5, (24,), generator=GENERATOR)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return create_model("resnet20", num_classes=5)
+
+
+def trained(model: nn.Module, names: tuple[str, ...], directory: Path | None = None, steps: int = 8) -> nn.Module:
+    methods = [(name, OPTIONS.get(name, {})) for name in names]
+    torch.manual_seed(1)
+    at_work = MethodsAtWork(model, methods, steps_per_epoch=4, batches=[X])
+    train(
+        model,
+        n=len(X),
+        make_batch=lambda indices, generator: (X[indices], Y[indices]),
+        loss=at_work.loss,
+        recipe=Recipe(steps=steps, batch_size=6, lr=0.01),
+        seed=0,
+        directory=directory,
+        resume=directory is not None,
+        companions=[at_work],
+    )
+    return model
+
+
+@pytest.mark.parametrize("names", list(itertools.combinations(NAMES, 2)), ids="+".join)
+def test_every_pair_trains_and_is_built_again(names: tuple[str, str], tmp_path: Path) -> None:
+    if all(METHODS[name].shape == "loss" for name in names):
+        with pytest.raises(UserError, match="one training has one loss"):
+            trained(network(), names)
+        return
+    if all(name in MEANS for name in names):
+        with pytest.raises(UserError, match="one mean of the weights"):
+            trained(network(), names)
+        return
+    if all(name in NORMS for name in names):
+        with pytest.raises((UserError, UserWarning), match=r"normalis|BatchNorm|convolution|network was not changed"):
+            trained(network(), names)
+        return
+    model = trained(network(), names)
+    logits = model(X)
+    assert logits.isfinite().all()
+    for name in names:
+        alone = trained(network(), tuple(other for other in names if other != name))(X)
+        assert not torch.equal(alone, logits), f"{name} changed nothing"
+    postgrad.save(model, tmp_path / "net", preprocess=Preprocessing(), class_names=list("abcde"))
+    assert torch.equal(postgrad.load(tmp_path / "net")(X), logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_training_that_was_interrupted_ends_with_the_same_bits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(network(), (name,))
+    model, steps = network(), 0
+
+    def crash(self: MethodsAtWork) -> None:
+        nonlocal steps
+        steps += 1
+        after_step(self)
+        if steps == 3:
+            raise ZeroDivisionError
+
+    after_step = MethodsAtWork.after_step
+    with monkeypatch.context() as patch:
+        patch.setattr("postgrad.training.loop.SAVE_EVERY_SECONDS", 0.0)
+        patch.setattr(MethodsAtWork, "after_step", crash)
+        with pytest.raises(ZeroDivisionError):
+            trained(model, (name,), tmp_path / "training")
+    resumed = trained(network(), (name,), tmp_path / "training")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key

@@ -1,0 +1,146 @@
+"""A study of trainings from end to end: what its arms share, what is chosen where, and the same bits again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import postgrad
+from postgrad.data.datasets import load_dataset
+from postgrad.reports import schema
+from postgrad.studies.run import ArmRecord
+from postgrad.studies.study import study
+from postgrad.studies.study_config import StudyConfig
+from postgrad.training import DivergedError
+
+ARMS = ["base", "ema", "control-same-time-ema", "smooth", "both", "control-same-time-both"]
+STEPS = {
+    f"seed{seed}/control-same-time-{arm}/training-{number}": 9
+    for seed in (0, 1) for arm in ("ema", "both") for number in (0, 1)
+}  # fmt: skip
+
+
+def settings(out: Path, **changes: Any) -> StudyConfig:
+    content: dict[str, Any] = {
+        "data": "digits",
+        "model": "mlp",
+        "limit": 80,
+        "seeds": 2,
+        "threads": 1,
+        "training": {"epochs": 2, "batch_size": 16, "schedule": "cosine"},
+        "rates": [0.001, 0.1],
+        "arms": {
+            "ema": "ema:decay=0.5",
+            "smooth": {"training": {"label_smoothing": 0.2}},
+            "both": {
+                "methods": ["weight_sampling:fraction=0.5", "ema:decay=0.9"],
+                "training": {"label_smoothing": 0.2},
+                "against": ["base", "smooth"],
+            },
+        },
+        "steps": STEPS,
+        "out": out,
+    }
+    return StudyConfig.model_validate(content | changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ended = study(settings(tmp_path_factory.mktemp("studies") / "run"), workers=0)
+    assert ended.failures == []
+    return ended.directory
+
+
+@pytest.fixture(scope="module")
+def results(run: Path) -> schema.Results:
+    return schema.read_results(run / "results.json")
+
+
+def test_each_arm_is_there_with_what_it_is_compared_with(results: schema.Results) -> None:
+    assert [arm.name for arm in results.arms] == ARMS
+    compared = {(v.method, v.control) for v in results.verdicts if v.metric == "accuracy"}
+    assert compared == {
+        ("ema", "base"), ("ema", "control-same-time-ema"),
+        ("both", "base"), ("both", "smooth"), ("both", "control-same-time-both"),
+    }  # fmt: skip
+    assert results.arm("smooth").control_for == ["both"]
+    assert results.arm("ema").method == "ema"
+    assert {v.metric for v in results.verdicts} == {"accuracy", "nll", "ece", "brier", "aurc", "train_accuracy"}
+
+
+def test_the_rate_is_the_one_that_validation_favours_on_the_first_seed(run: Path) -> None:
+    for arm in ARMS:
+        first, second = ArmRecord.read(run / arm), ArmRecord.read(run / "seed-1" / arm)
+        assert first is not None
+        assert second is not None
+        assert [trial["lr"] for trial in first.trials] == [0.001, 0.1]
+        favoured = max(first.trials, key=lambda trial: (trial["accuracy"], -trial["nll"]))
+        assert first.lr == favoured["lr"] == second.lr
+        assert [trial["lr"] for trial in second.trials] == [second.lr]
+
+
+def test_the_stored_network_is_what_was_scored(run: Path, results: schema.Results) -> None:
+    """An average of the weights is what stays, so that loading needs none of it."""
+    test = load_dataset("digits", limit=80).test
+    assert test is not None
+    for arm in ("ema", "both"):
+        network = postgrad.load(run / arm)
+        with torch.no_grad():
+            found = network(network.preprocess(test.images)).argmax(1)
+        value = results.arm(arm).metrics["accuracy"].values[0]
+        assert float((found == test.labels).double().mean()) == pytest.approx(value)
+
+
+def test_accuracy_on_training_images_is_told(results: schema.Results) -> None:
+    metric = results.arm("base").metrics["train_accuracy"]
+    assert all(value >= 0.5 for value in metric.values)
+    low, high = metric.ci95
+    assert low <= metric.mean <= high
+
+
+def test_a_repetition_has_the_same_bits(run: Path, tmp_path: Path, predictions: Any) -> None:
+    again = study(StudyConfig.load(run / "config.yaml").model_copy(update={"out": tmp_path / "again"}), workers=0)
+    ours, theirs = predictions(again.directory), predictions(run)
+    assert ours.keys() == theirs.keys()
+    for arm in ours:
+        np.testing.assert_array_equal(ours[arm], theirs[arm])
+
+
+def test_a_method_changes_what_is_learned(run: Path, predictions: Any) -> None:
+    found = predictions(run)
+    assert not np.array_equal(found["base"], found["ema"])
+    assert not np.array_equal(found["smooth"], found["both"])
+
+
+def test_a_rate_at_which_the_loss_becomes_infinite_is_left_out(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", rates=[1e30, 0.05], arms={"ema": "ema:decay=0.5"}, seeds=1, steps={})
+    ended = study(config, workers=0)
+    assert ended.failures == []
+    record = ArmRecord.read(ended.directory / "base")
+    assert record is not None
+    assert record.lr == 0.05
+    assert "the loss became" in record.trials[0]["diverged"]
+
+
+def test_where_no_rate_works_the_arm_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
+    arms = {"ema": "ema:decay=0.5", "wild": {"training": {"optimizer_options": {"weight_decay": 1e30}}}}
+    ended = study(settings(tmp_path / "run", arms=arms, seeds=1, steps={}), workers=0)
+    assert {failure.arm for failure in ended.failures} == {"wild", "control-same-time-wild"}
+    assert "infinite at every learning rate (0.001, 0.1)" in ended.failures[0].reason
+    assert json.loads((ended.directory / "results.json").read_text())["recommended"]
+
+
+def test_what_diverges_is_a_mistake_of_the_user_s() -> None:
+    assert issubclass(DivergedError, postgrad.UserError)
+
+
+def test_ends_of_a_claim(tmp_path: Path) -> None:
+    recipe = yaml.safe_load(settings(tmp_path).to_yaml())
+    claim = {"claim": "EMA helps", "source": "folklore", "arm": "ema", "metric": "train_accuracy"}
+    assert StudyConfig.model_validate(recipe | {"claims": [claim]}).claims[0].metric == "train_accuracy"
