@@ -35,7 +35,7 @@ def powergrad_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy whose gradient is that of (1/α)·CE(softmax(αz), target); arXiv 2111.12495, section 3.
+    """Cross-entropy whose gradient is that of (1/α)·CE(softmax(αz), target); arXiv 2111.12495.
 
     >>> loss = powergrad_cross_entropy(logits, target, alpha=0.25)
     >>> loss.backward()
@@ -149,8 +149,7 @@ def temperature_cross_entropy(
     float32 for float16 and bfloat16 logits as in `powergrad_cross_entropy`.
     Raises `UserError` where the temperature is not a finite number above 0.
     """
-    if not 0 < temperature < math.inf:
-        raise UserError(f"temperature: expected a finite number above 0, got {temperature}")
+    _check_temperature(temperature)
     dtype = _work_dtype(logits)
     loss = F.cross_entropy(
         logits.to(dtype) / temperature,
@@ -180,6 +179,7 @@ class TemperatureCrossEntropy(nn.CrossEntropyLoss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+        _check_temperature(temperature)
         self.temperature = temperature
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -315,8 +315,8 @@ def _powered(logits: Tensor, alpha: float | Tensor, factor: Tensor) -> Tensor:
     if scaled.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.softmax(scaled, dim=1).mul_(factor)
     if scaled.ndim == 2 and scaled.shape[1] < _FEW_CLASSES:
-        across = scaled.t().contiguous()
-        return torch.softmax(across, dim=0, out=across).mul_(factor.t()).t().contiguous()
+        scaled = scaled.t().contiguous()
+        return torch.softmax(scaled, dim=0, out=scaled).mul_(factor.t()).t().contiguous()
     # In place: a processor pays more for fresh memory than for the arithmetic.
     return torch.softmax(scaled, dim=1, out=scaled).mul_(factor)
 
@@ -333,6 +333,11 @@ def _apply(logits: Tensor, target: Tensor, weight: Tensor | None, settings: _Set
 def _check_alpha(alpha: float) -> None:
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha: expected a number from 0 to 1, got {alpha}")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature: expected a finite number above 0, got {temperature}")
 
 
 def _work_dtype(logits: Tensor) -> torch.dtype:
