@@ -13,37 +13,73 @@ if TYPE_CHECKING:
     from postgrad.methods.edges import edge_importance as edge_importance
     from postgrad.methods.edges import important_edges as important_edges
     from postgrad.methods.edges import training_only as training_only
+    from postgrad.methods.fixup import apply_fixup as apply_fixup
     from postgrad.methods.gradient_features import GradientFeatures as GradientFeatures
     from postgrad.methods.gradnet import GradNet as GradNet
+    from postgrad.methods.mimicnorm import apply_mimicnorm as apply_mimicnorm
+    from postgrad.methods.mimicnorm import bake_mimicnorm as bake_mimicnorm
+    from postgrad.methods.norm import apply_norm as apply_norm
+    from postgrad.methods.powergrad import PowerGradCrossEntropy as PowerGradCrossEntropy
+    from postgrad.methods.powergrad import TemperatureCrossEntropy as TemperatureCrossEntropy
+    from postgrad.methods.powergrad import powergrad_cross_entropy as powergrad_cross_entropy
+    from postgrad.methods.powergrad import temperature_cross_entropy as temperature_cross_entropy
+    from postgrad.methods.weight_averages import ExponentialMovingAverage as ExponentialMovingAverage
+    from postgrad.methods.weight_averages import LatestWeightAveraging as LatestWeightAveraging
+    from postgrad.methods.weight_averages import StochasticWeightAveraging as StochasticWeightAveraging
+    from postgrad.methods.weight_sampling import PeriodicWeightSampling as PeriodicWeightSampling
     from postgrad.models.checkpoints import save as save
     from postgrad.models.registry import create_model as create_model
 
 _PUBLIC = {
+    "ExponentialMovingAverage": "postgrad.methods.weight_averages",
     "GradNet": "postgrad.methods.gradnet",
     "GradientFeatures": "postgrad.methods.gradient_features",
+    "LatestWeightAveraging": "postgrad.methods.weight_averages",
+    "PeriodicWeightSampling": "postgrad.methods.weight_sampling",
+    "PowerGradCrossEntropy": "postgrad.methods.powergrad",
+    "StochasticWeightAveraging": "postgrad.methods.weight_averages",
+    "TemperatureCrossEntropy": "postgrad.methods.powergrad",
     "UserError": "postgrad.errors",
+    "apply_fixup": "postgrad.methods.fixup",
+    "apply_mimicnorm": "postgrad.methods.mimicnorm",
+    "apply_norm": "postgrad.methods.norm",
+    "bake_mimicnorm": "postgrad.methods.mimicnorm",
     "create_model": "postgrad.models.registry",
     "edge_importance": "postgrad.methods.edges",
     "important_edges": "postgrad.methods.edges",
     "load": "postgrad._loading",
     "per_sample_gradients": "postgrad.gradients",
+    "powergrad_cross_entropy": "postgrad.methods.powergrad",
     "save": "postgrad.models.checkpoints",
     "score": "postgrad.evaluation.score",
+    "temperature_cross_entropy": "postgrad.methods.powergrad",
     "training_only": "postgrad.methods.edges",
 }
 """Public name -> the module it lives in; imported on first use, so that `import postgrad` takes no time."""
 
 __all__ = [
+    "ExponentialMovingAverage",
     "GradNet",
     "GradientFeatures",
+    "LatestWeightAveraging",
+    "PeriodicWeightSampling",
+    "PowerGradCrossEntropy",
+    "StochasticWeightAveraging",
+    "TemperatureCrossEntropy",
     "UserError",
+    "apply_fixup",
+    "apply_mimicnorm",
+    "apply_norm",
+    "bake_mimicnorm",
     "create_model",
     "edge_importance",
     "important_edges",
     "load",
     "per_sample_gradients",
+    "powergrad_cross_entropy",
     "save",
     "score",
+    "temperature_cross_entropy",
     "training_only",
 ]
 

@@ -113,7 +113,10 @@ class MethodsAtWork:
         if self._loss is None:
             return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         method, options = self._loss
-        return _call(method.load(), (), {"steps": steps, "label_smoothing": self._label_smoothing}, options)
+        settled: dict[str, Any] = {"label_smoothing": self._label_smoothing}
+        if any(isinstance(value, tuple) for value in options.values()):  # from one value to another, over all steps
+            settled["steps"] = steps
+        return _call(method.load(), (), settled, options)
 
 
 @dataclass(frozen=True)

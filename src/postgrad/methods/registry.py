@@ -71,6 +71,34 @@ _ENTRIES = (
         target="postgrad.methods.gradnet:GradNet",
     ),
     Method(
+        name="powergrad",
+        title="PowerGrad: flattened probabilities in the backward pass",
+        idea="Cross-entropy whose backward pass sees softmax(αz) instead of softmax(z).",
+        paper="arXiv:2111.12495",
+        shape="loss",
+        needs="a network trained with cross-entropy on labels or probabilities",
+        costs="one more softmax than cross-entropy in each step, and less memory; nothing at prediction",
+        failures=(
+            "its gradient is that of cross-entropy at temperature 1/α, which with a tuned learning rate is the control "
+            "to beat; logits grow by about 1/α, so probabilities at z are overconfident; no gain where training "
+            "accuracy is saturated"
+        ),
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.powergrad:PowerGradCrossEntropy",
+    ),
+    Method(
+        name="temperature",
+        title="Cross-entropy at a temperature",
+        idea="Cross-entropy of softmax(z/T) times T: PowerGrad's gradient at α = 1/T, with its own value.",
+        paper="arXiv:2111.12495",
+        shape="loss",
+        needs="a network trained with cross-entropy",
+        costs="nothing",
+        failures="it is a rescaling of the logits, which a network can undo; it is here as PowerGrad's control",
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.powergrad:TemperatureCrossEntropy",
+    ),
+    Method(
         name="mimicnorm",
         title="MimicNorm: centred filters in place of batch normalisation",
         idea="Each filter loses its mean, and only the logits are normalised; no other batch normalisation is left.",
