@@ -45,8 +45,8 @@ class FilterResponseNorm(nn.Module):
 
     One class for any number of axes: (N, C), (N, C, L), (N, C, H, W) and (N, C, D, H, W), N ≥ 0, of any floating dtype;
     what comes out has the shape, dtype and layout of x. `weight` is γ (C,), at first 1, `bias` is β (C,), at first 0.
-    With `learnable_eps`, ε = eps + |eps_l| with a learned number `eps_l`, at first 1e-4: for maps of one place and for
-    (N, C), where ν² = x² and y would be little but the sign of x. float16 and bfloat16 are computed in float32.
+    With `learnable_eps`, ε = eps + |eps_l| with a learned number `eps_l` (1,), at first 1e-4: for maps of one place and
+    for (N, C), where ν² = x² and y would be little but the sign of x. float16 and bfloat16 are computed in float32.
     Raises `UserError` for another number of channels. Gradients of gradients work.
     Source: CVPR 2020, arXiv:1911.09737, section 3.1, equations 1 to 3.
     """
@@ -60,7 +60,7 @@ class FilterResponseNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_parameter("eps_l", nn.Parameter(torch.tensor(_LEARNED_EPS)) if learnable_eps else None)
+        self.register_parameter("eps_l", nn.Parameter(torch.tensor([_LEARNED_EPS])) if learnable_eps else None)
         self.register_parameter("tau", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,10 +131,14 @@ def apply_frn(
     normalisation of a class that does more than torch's. Warns where there is none, and names each ReLU that had to
     stay behind a `FilterResponseNorm`.
     """
+    if learnable_eps not in (True, False, "auto"):
+        raise UserError(f"learnable_eps: expected True, False or 'auto', got {learnable_eps!r}")
     norms = _batch_norms(model)
     if not norms:
         warnings.warn("apply_frn changed nothing: the network has no batch normalisation", UserWarning, stacklevel=2)
         return 0
+    if model in norms:
+        raise UserError("the network is itself the layer to be replaced; put it into an nn.Sequential first")
     removal = relus_after(model, norms)
     swaps: dict[nn.Module, nn.Module] = {
         norm: _in_place_of(norm, norm in removal.layers, learnable_eps) for norm in norms
@@ -174,29 +178,26 @@ def _batch_norms(model: nn.Module) -> dict[nn.Module, str]:
 def _in_place_of(norm: Any, threshold: bool, learnable_eps: bool | Literal["auto"]) -> FilterResponseNorm:
     learns = isinstance(norm, nn.BatchNorm1d) if learnable_eps == "auto" else learnable_eps
     new = (FilterResponseNormTLU if threshold else FilterResponseNorm)(norm.num_features, learnable_eps=learns)
-    if norm.affine:
-        with torch.no_grad():
-            new.weight.copy_(norm.weight)
-            new.bias.copy_(norm.bias)
-        for parameter in new.parameters():
-            parameter.requires_grad_(norm.bias.requires_grad)
-        new.weight.requires_grad_(norm.weight.requires_grad)
+    with torch.no_grad():
+        for parameter, old in _heirs(norm, new).items():
+            parameter.requires_grad_(old.requires_grad)
+            if parameter is new.weight or parameter is new.bias:
+                parameter.copy_(old)
     return new
 
 
 def _heirs(norm: Any, new: Any) -> dict[nn.Parameter, nn.Parameter]:
-    if not norm.affine:
-        return {}
-    rest = {each: norm.bias for each in (new.bias, new.tau, new.eps_l) if each is not None}
-    return {new.weight: norm.weight, **rest}
+    """Which old parameter each new one comes after, where there is one: τ and ε_l come after the shift."""
+    pairs = ((new.weight, norm.weight), (new.bias, norm.bias), (new.tau, norm.bias), (new.eps_l, norm.bias))
+    return {each: old for each, old in pairs if each is not None and old is not None}
 
 
 def _normalise(x: Tensor, weight: Tensor, bias: Tensor, tau: Tensor | None, eps: float, eps_l: Tensor | None) -> Tensor:
     """FRN, and TLU where there is a τ; one node in a graph of torch.fx."""
-    if not 2 <= x.ndim <= 5 or x.shape[1] != len(weight) or not x.is_floating_point():
+    if not 2 <= x.ndim <= 5 or x.shape[1] != len(weight) or 0 in x.shape[2:] or not x.is_floating_point():
         raise UserError(
             f"FilterResponseNorm of {len(weight)} channels: expected floating-point (N, {len(weight)}, …) with 2 to 5 "
-            f"axes, got {x.dtype} {tuple(x.shape)}"
+            f"axes and no empty maps, got {x.dtype} {tuple(x.shape)}"
         )
     if x.ndim == 2:
         return _normalise(x.unsqueeze(2), weight, bias, tau, eps, eps_l).squeeze(2)
@@ -274,9 +275,13 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled():  # this gradient is to be derived in its turn
             wanted = [each for each, needs in zip(inputs, needed, strict=False) if needs]
-            found = iter(torch.autograd.grad(_formula(*inputs, ctx.eps)[0], wanted, grad, create_graph=True))
+            found = iter(
+                torch.autograd.grad(_formula(x, weight, bias, tau, eps_l, ctx.eps)[0], wanted, grad, create_graph=True)
+            )
             return tuple(next(found) if needs else None for needs in needed)
-        in_kernels = _kernels_take(x, weight, bias, tau, grad) and not _only_torch()
+        # Gradients in a batch of their own (is_grads_batched, torch.func.vmap) are no numbers in memory.
+        in_memory = torch._C._dispatch_keys(grad).has(torch._C.DispatchKey.CPU) and not _only_torch()
+        in_kernels = in_memory and _kernels_take(x, weight, bias, tau, grad)
         of_x, sums = (kernels.backward if in_kernels else _backward)(grad, x, weight, bias, tau, scale)
         return of_x if needed[0] else None, *_of_parameters(sums, weight, eps_l, scale, needed)
 
