@@ -8,7 +8,8 @@ Use. ``apply_frn(model, optimizer=optimizer)`` puts it in place of batch normali
 Cost. One number more for each channel (τ). The two layers together keep one tensor for the backward pass, their input.
 
 When it fails. It wants a learning rate that is warmed up from 0 and falls smoothly. On a plain (post-activation)
-ResNet-50 the authors saw no gain. A network that was trained with batch normalisation must be trained on afterwards.
+ResNet-50 the authors saw no gain. Layers whose maps have one place, or that are linear, learn slowly with it. A network
+that was trained with batch normalisation must be trained on afterwards.
 
 Paper. S. Singh, S. Krishnan, "Filter Response Normalization Layer: Eliminating Batch Dependence in the Training of Deep
 Neural Networks", CVPR 2020, arXiv:1911.09737. Licence or patent note: none known.
