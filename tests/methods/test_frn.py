@@ -614,6 +614,29 @@ def test_what_is_refused_stays_as_it_was(net: nn.Module, options: dict[str, Any]
     assert len(optimizer.param_groups[0]["params"]) == 1
 
 
+class Noisy(nn.Module):
+    """A ReLU that cannot be taken out of this forward, which is another in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(torch.relu(self.norm(x)), 0.5, self.training)
+
+
+def test_a_relu_that_stays_is_named() -> None:
+    net = nn.Sequential(Noisy())
+    with pytest.raises(UserWarning, match=r"0\.norm"):
+        apply_frn(net)  # warnings are errors here: nothing was changed
+    assert type(net[0].norm) is nn.BatchNorm2d
+    with pytest.warns(UserWarning, match=r"0\.norm: the ReLU behind it cannot be taken out"):
+        assert apply_frn(net) == 1
+    x = torch.randn(2, 3, 4, 4)
+    assert type(net[0].norm) is FilterResponseNorm
+    assert torch.equal(net.eval()(x), FilterResponseNorm(3)(x).relu())
+
+
 def torchvision_model(name: str) -> nn.Module:
     prepare_torchvision()
     import torchvision
