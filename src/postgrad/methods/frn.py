@@ -74,7 +74,7 @@ class FilterResponseNorm(nn.Module):
 
 
 class FilterResponseNormTLU(FilterResponseNorm):
-    """`FilterResponseNorm` and `ThresholdedLinearUnit` in one layer: z = max(y, τ). Faster than the two, and keeps less.
+    """`FilterResponseNorm` and `ThresholdedLinearUnit` in one layer, z = max(y, τ): faster, and keeps less.
 
     >>> layer = FilterResponseNormTLU(64)
     >>> layer(torch.randn(8, 64, 32, 32)).shape
