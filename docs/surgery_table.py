@@ -46,8 +46,8 @@ HEAD = """# Which networks the surgeries take
 
 One network of each of torchvision's families, and some of timm's, each changed, trained for a step, saved, loaded and
 exported by `python docs/surgery_table.py`, which wrote this page. A number is how many layers were changed; — means
-that there was nothing to change, which is a warning; (1), (2), … that the surgery refused, for the reason below, and left
-the network as it was.
+that there was nothing to change, which is a warning; (1), (2), … that the surgery refused, for the reason below, and
+left the network as it was.
 """
 
 

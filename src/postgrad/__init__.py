@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from postgrad.methods.edges import important_edges as important_edges
     from postgrad.methods.edges import training_only as training_only
     from postgrad.methods.fixup import apply_fixup as apply_fixup
+    from postgrad.methods.frn import FilterResponseNorm as FilterResponseNorm
+    from postgrad.methods.frn import FilterResponseNormTLU as FilterResponseNormTLU
+    from postgrad.methods.frn import ThresholdedLinearUnit as ThresholdedLinearUnit
+    from postgrad.methods.frn import apply_frn as apply_frn
     from postgrad.methods.gradient_features import GradientFeatures as GradientFeatures
     from postgrad.methods.gradnet import GradNet as GradNet
     from postgrad.methods.mimicnorm import apply_mimicnorm as apply_mimicnorm
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "ExponentialMovingAverage": "postgrad.methods.weight_averages",
+    "FilterResponseNorm": "postgrad.methods.frn",
+    "FilterResponseNormTLU": "postgrad.methods.frn",
     "GradNet": "postgrad.methods.gradnet",
     "GradientFeatures": "postgrad.methods.gradient_features",
     "LatestWeightAveraging": "postgrad.methods.weight_averages",
@@ -39,8 +45,10 @@ _PUBLIC = {
     "PowerGradCrossEntropy": "postgrad.methods.powergrad",
     "StochasticWeightAveraging": "postgrad.methods.weight_averages",
     "TemperatureCrossEntropy": "postgrad.methods.powergrad",
+    "ThresholdedLinearUnit": "postgrad.methods.frn",
     "UserError": "postgrad.errors",
     "apply_fixup": "postgrad.methods.fixup",
+    "apply_frn": "postgrad.methods.frn",
     "apply_mimicnorm": "postgrad.methods.mimicnorm",
     "apply_norm": "postgrad.methods.norm",
     "bake_mimicnorm": "postgrad.methods.mimicnorm",
@@ -59,6 +67,8 @@ _PUBLIC = {
 
 __all__ = [
     "ExponentialMovingAverage",
+    "FilterResponseNorm",
+    "FilterResponseNormTLU",
     "GradNet",
     "GradientFeatures",
     "LatestWeightAveraging",
@@ -66,8 +76,10 @@ __all__ = [
     "PowerGradCrossEntropy",
     "StochasticWeightAveraging",
     "TemperatureCrossEntropy",
+    "ThresholdedLinearUnit",
     "UserError",
     "apply_fixup",
+    "apply_frn",
     "apply_mimicnorm",
     "apply_norm",
     "bake_mimicnorm",

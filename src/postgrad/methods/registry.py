@@ -99,6 +99,21 @@ _ENTRIES = (
         target="postgrad.methods.powergrad:TemperatureCrossEntropy",
     ),
     Method(
+        name="frn",
+        title="FRN + TLU: normalisation without a batch",
+        idea="Each map of each image is divided by the root of its own mean square and cut off at a learned threshold.",
+        paper="arXiv:1911.09737",
+        shape="surgery",
+        needs="batch normalisation in a network that torch.fx can follow; training with warm-up from 0 and smooth decay",
+        costs="one parameter more a channel; no running statistics; keeps one tensor for the backward pass, not two",
+        failures=(
+            "diverges without warm-up; no gain on plain ResNet-50; learns slowly where maps have one place; ReLU6 and "
+            "SiLU stay behind FRN as they are"
+        ),
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.frn:apply_frn",
+    ),
+    Method(
         name="mimicnorm",
         title="MimicNorm: centred filters in place of batch normalisation",
         idea="Each filter loses its mean, and only the logits are normalised; no other batch normalisation is left.",
