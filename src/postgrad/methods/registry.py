@@ -104,7 +104,7 @@ _ENTRIES = (
         idea="Each map of each image is divided by the root of its own mean square and cut off at a learned threshold.",
         paper="arXiv:1911.09737",
         shape="surgery",
-        needs="batch normalisation in a network that torch.fx can follow; training with warm-up from 0 and smooth decay",
+        needs="batch normalisation in a network that torch.fx can follow; a learning rate warmed up from 0 and smooth",
         costs="one parameter more a channel; no running statistics; keeps one tensor for the backward pass, not two",
         failures=(
             "diverges without warm-up; no gain on plain ResNet-50; learns slowly where maps have one place; ReLU6 and "
