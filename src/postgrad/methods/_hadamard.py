@@ -19,16 +19,20 @@ _LARGEST = 6
 """Factors up to 2⁶: larger ones cost more arithmetic, smaller ones more passes over the memory."""
 
 
+_IN_CACHE = 1 << 18
+"""So many numbers at once on a CPU: what is between the factors stays in its cache then."""
+
+
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
 
 
 def shape_of_signs(features: int, classes: int) -> tuple[int, int, int]:
-    """(groups, N, lanes): as many blocks of N outputs, N a power of two, as C needs, side by side in lanes."""
+    """(groups, N, lanes): as many blocks of N outputs, N a power of two, as C needs, side by side where they are many."""
     size = power_of_two(features)
     blocks = -(-classes // size)
-    lanes = min(blocks, kernels.LANES)
+    lanes = kernels.LANES if blocks >= kernels.LANES else 1
     return -(-blocks // lanes), size, lanes
 
 
@@ -79,6 +83,14 @@ def stacked_product(x: Tensor, signs: Tensor, bias: Tensor, factors: Tensor) -> 
 
 
 def _by_factors(x: Tensor, signs: Tensor, bias: Tensor, factors: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu":
+        return _all_by_factors(x, signs, bias, factors)
+    parts = x.split(max(1, _IN_CACHE // signs.numel()))
+    products = [_all_by_factors(part, signs, bias, factors) for part in parts]
+    return torch.cat(products) if len(products) > 1 else products[0]
+
+
+def _all_by_factors(x: Tensor, signs: Tensor, bias: Tensor, factors: Tensor) -> Tensor:
     groups, size, lanes = signs.shape
     tiles = x[:, None, :, None] * signs.to(x.dtype)
     if groups * lanes == 1 and (needed := power_of_two(len(bias))) < size:

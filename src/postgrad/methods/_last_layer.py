@@ -70,10 +70,8 @@ def _ends(module: nn.Module, output: fx.Node) -> dict[str, object]:
     while waiting:
         node = waiting.pop()
         if node.op in ("call_module", "get_attr"):
-            part = fx.graph_module._get_attr(module, str(node.target))  # type: ignore[attr-defined]
-            if isinstance(part, nn.Parameter) or (
-                isinstance(part, nn.Module) and next(part.parameters(), None) is not None
-            ):
+            part = operator.attrgetter(str(node.target))(module)
+            if isinstance(part, nn.Parameter) or (isinstance(part, nn.Module) and list(part.parameters())):
                 ends[str(node.target)] = part
                 continue
         new = [each for each in node.all_input_nodes if each not in seen]
