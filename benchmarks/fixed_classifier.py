@@ -114,7 +114,7 @@ def _bytes(layer: nn.Module) -> int:
 
 
 HEADER = """\
-| features | classes | batch | nn.Linear, ms | fixed, ms | faster by | floor, ms | fixed / floor | nn.Linear, MB | fixed, MB |
+| features | classes | batch | nn.Linear, ms | fixed, ms | faster | floor, ms | over floor | nn.Linear, MB | fixed, MB |
 |---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""
 
 

@@ -29,7 +29,7 @@ def power_of_two(number: int) -> int:
 
 
 def shape_of_signs(features: int, classes: int) -> tuple[int, int, int]:
-    """(groups, N, lanes): as many blocks of N outputs, N a power of two, as C needs, side by side where they are many."""
+    """(groups, N, lanes): as many blocks of N outputs, a power of two, as C needs; many of them stand side by side."""
     size = power_of_two(features)
     blocks = -(-classes // size)
     lanes = kernels.LANES if blocks >= kernels.LANES else 1

@@ -43,6 +43,8 @@ Kind = Literal["hadamard", "orthonormal", "simplex"]
 _SURELY_DISTINCT = 63
 """From so many features on, random signs do not repeat; below, rows are compared (as bits of one integer)."""
 _DRAWS = 100
+_NOTHING = 1e-12
+"""Features shorter than that count as zeros: their direction is rounding, and its gradient would be without bounds."""
 
 
 def apply_fixed_classifier(
@@ -104,7 +106,7 @@ class FixedClassifier(nn.Module):
     dim : the dimension of the features: the last one, or −3 for maps (B, N, H, W).
 
     Rows of every kind have length √N, as those of ±1 have, and s begins at 1/√C as the authors' does; b begins at zero.
-    A feature vector of zeros gives the logits b, and no gradient. The length is taken in float32 at least.
+    Features of zeros (shorter than 1e-12) give the logits b, and no gradient. Lengths are taken in float32 at least.
 
     What Q is made of is kept in buffers: one byte for each class and feature block (signs) of "hadamard", Q itself of
     the others. Raises `UserError` for sizes that `kind` cannot have, and for features of another number.
@@ -211,8 +213,8 @@ def _scaled(x: Tensor, features: int, scale: Tensor) -> Tensor:
     if x.shape[-1] != features:
         raise UserError(f"the fixed classifier takes {features} features, got {x.shape[-1]} (shape {tuple(x.shape)})")
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return wide * (scale / length.masked_fill(length == 0, math.inf))
+    squared = wide.square().sum(-1, keepdim=True)
+    return wide * (scale * squared.masked_fill(squared < _NOTHING**2, math.inf).rsqrt())
 
 
 def _dtype(x: Tensor, scale: Tensor) -> torch.dtype:
