@@ -288,9 +288,13 @@ def test_it_can_be_exported_for_any_batch(kind: str, features: int, classes: int
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)  # torch's own use of it
 @pytest.mark.parametrize(("kind", "features", "classes"), cases())
 def test_it_can_be_compiled(kind: str, features: int, classes: int) -> None:
     layer, x = made(kind, features, classes), torch.randn(3, features, requires_grad=True)
+    torch._dynamo.reset()  # each size is one more version of the same code
     compiled = torch.compile(layer, fullgraph=True)
     assert torch.allclose(compiled(x), layer(x), atol=1e-5)
     found, expected = (torch.autograd.grad(each(x).square().sum(), x)[0] for each in (compiled, layer))
