@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from postgrad.methods.edges import edge_importance as edge_importance
     from postgrad.methods.edges import important_edges as important_edges
     from postgrad.methods.edges import training_only as training_only
+    from postgrad.methods.fixed_classifier import FixedClassifier as FixedClassifier
+    from postgrad.methods.fixed_classifier import apply_fixed_classifier as apply_fixed_classifier
     from postgrad.methods.fixup import apply_fixup as apply_fixup
     from postgrad.methods.frn import FilterResponseNorm as FilterResponseNorm
     from postgrad.methods.frn import FilterResponseNormTLU as FilterResponseNormTLU
@@ -38,6 +40,7 @@ _PUBLIC = {
     "ExponentialMovingAverage": "postgrad.methods.weight_averages",
     "FilterResponseNorm": "postgrad.methods.frn",
     "FilterResponseNormTLU": "postgrad.methods.frn",
+    "FixedClassifier": "postgrad.methods.fixed_classifier",
     "GradNet": "postgrad.methods.gradnet",
     "GradientFeatures": "postgrad.methods.gradient_features",
     "LatestWeightAveraging": "postgrad.methods.weight_averages",
@@ -47,6 +50,7 @@ _PUBLIC = {
     "TemperatureCrossEntropy": "postgrad.methods.powergrad",
     "ThresholdedLinearUnit": "postgrad.methods.frn",
     "UserError": "postgrad.errors",
+    "apply_fixed_classifier": "postgrad.methods.fixed_classifier",
     "apply_fixup": "postgrad.methods.fixup",
     "apply_frn": "postgrad.methods.frn",
     "apply_mimicnorm": "postgrad.methods.mimicnorm",
@@ -69,6 +73,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "FilterResponseNorm",
     "FilterResponseNormTLU",
+    "FixedClassifier",
     "GradNet",
     "GradientFeatures",
     "LatestWeightAveraging",
@@ -78,6 +83,7 @@ __all__ = [
     "TemperatureCrossEntropy",
     "ThresholdedLinearUnit",
     "UserError",
+    "apply_fixed_classifier",
     "apply_fixup",
     "apply_frn",
     "apply_mimicnorm",

@@ -60,7 +60,13 @@ def trained(model: nn.Module, names: tuple[str, ...], directory: Path | None = N
     return model
 
 
-@pytest.mark.parametrize("names", list(itertools.combinations(NAMES, 2)), ids="+".join)
+PAIRS = [
+    *itertools.combinations(NAMES, 2),
+    *((name, "fixed_classifier") for name in NAMES if METHODS[name].shape == "surgery" and name != "fixed_classifier"),
+]
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
 def test_every_pair_trains_and_is_built_again(names: tuple[str, str], tmp_path: Path) -> None:
     if all(METHODS[name].shape == "loss" for name in names):
         with pytest.raises(UserError, match="one training has one loss"):

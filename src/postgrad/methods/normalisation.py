@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from postgrad.changes import note_change
 from postgrad.errors import UserError
 from postgrad.methods._surgery import optimizer_follows, replace_modules
+from postgrad.methods.fixed_classifier import FixedClassifier
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Layer = Convolution | nn.Linear
@@ -62,10 +63,10 @@ class Branch:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into no batch normalisation, whoever wrote it: what it computes hangs on the batch."""
+    """Looks into no batch normalisation, whoever wrote it (what it computes hangs on the batch), and no last layer."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (_BatchNorm, FixedClassifier)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def remove_normalisation(model: nn.Module, *, optimizer: Optimizer | None = None) -> int:
@@ -178,6 +179,8 @@ def head(traced: Traced) -> tuple[nn.Module, int]:
     once = list(traced.modules.values()).count(last) == 1 if last is not None else False
     if isinstance(last, nn.Linear) and made_by is result and once:
         return last, last.out_features
+    if isinstance(last, FixedClassifier) and made_by is result and once:
+        return last, last.num_classes
     if isinstance(last, nn.AdaptiveAvgPool2d) and last.output_size in (1, (1, 1)) and made_by is not None and once:
         layer = traced.modules.get(_before(made_by.all_input_nodes[0], traced, _keeps_channels))
         if isinstance(layer, nn.Conv2d):

@@ -99,6 +99,21 @@ _ENTRIES = (
         target="postgrad.methods.powergrad:TemperatureCrossEntropy",
     ),
     Method(
+        name="fixed_classifier",
+        title="Fixed classifier: a last layer that is not trained",
+        idea="The last layer's weights are fixed rows, far from each other; one scale and the biases are learned.",
+        paper="arXiv:1801.04540",
+        shape="surgery",
+        needs="a network that ends in a linear layer or a 1×1 convolution, and training with the new layer in place",
+        costs="nothing; features × classes fewer parameters, and less time from thousands of classes on",
+        failures=(
+            "does nothing good without training; with far more classes than features the rows are only nearly "
+            "orthogonal; poor in language models"
+        ),
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.fixed_classifier:apply_fixed_classifier",
+    ),
+    Method(
         name="frn",
         title="FRN + TLU: normalisation without a batch",
         idea="Each map of each image is divided by the root of its own mean square and cut off at a learned threshold.",
