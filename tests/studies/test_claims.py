@@ -76,6 +76,26 @@ def test_each_verdict(verdict: str, seeds: int, shares: dict[str, float]) -> Non
     assert row.interval[0] <= row.difference <= row.interval[1]
 
 
+@pytest.mark.parametrize(
+    ("verdict", "seeds", "ours"),
+    [("replicated", 5, 0.7), ("not replicated", 5, 0.73), ("not replicated", 5, 0.67), ("preliminary", 4, 0.7)],
+)
+def test_a_claim_that_nothing_changes(verdict: str, seeds: int, ours: float) -> None:
+    row = judge(claim(expects="no difference"), study(seeds, base=0.7, ours=ours, a=0.6, b=0.6), raw="raw/x")
+    assert row.verdict == verdict
+    assert seeds < 5 or "would have been found" in row.reason
+
+
+def test_where_an_arm_is_not_compared_with_the_base_the_first_other_stands_in_for_it() -> None:
+    results = study(base=0.9, ours=0.8, a=0.7, b=0.75)
+    without = results.model_copy(update={"verdicts": [v for v in results.verdicts if v.control != "base"]})
+    row = judge(claim(), without, raw="raw/x")
+    assert (row.verdict, row.control) == ("replicated", CONTROLS[1])
+    assert row.base == pytest.approx(results.arm(CONTROLS[0]).metrics["accuracy"].mean)
+    assert CONTROLS[0] in row.reason
+    assert judge(claim(), results, raw="raw/x").verdict == "not replicated"
+
+
 def test_a_claim_that_cannot_be_tested_says_why() -> None:
     row = judge(claim(not_testable="needs ImageNet"), study(base=0.7, ours=0.8, a=0.7, b=0.7), raw="raw/x")
     assert (row.verdict, row.reason, row.ours) == ("not testable here", "needs ImageNet", None)

@@ -29,7 +29,8 @@ Word = Literal["replicated", "partly", "not replicated", "not testable here", "p
 INDEX = "index.md"
 
 WORDS: dict[Word, str] = {
-    "replicated": "better than the base and than every fair control, over five seeds or more",
+    "replicated": "better than the base and than every fair control, over five seeds or more; or, where that was "
+    "claimed, no difference to the base",
     "partly": "better than the base, but not than every fair control",
     "not replicated": "not better than the base",
     "preliminary": "fewer than five seeds: what the runs show so far, no verdict on the method",
@@ -73,16 +74,25 @@ def judge(claim: Claim, results: Results, *, raw: str, command: str | None = Non
         raise unknown_name(f"metric of the claim '{claim.claim}'", claim.metric, HIGHER_IS_BETTER)
     ours = results.arm(_arm_of(claim, results))
     against = [v for v in results.verdicts if (v.method, v.metric) == (ours.name, claim.metric)]
-    controls = [arm for arm in results.arms if ours.name in arm.control_for and claim.metric in arm.metrics]
+    compared = dict.fromkeys(verdict.control for verdict in against)
+    reference = "base" if "base" in compared or not compared else next(iter(compared))
+    controls = [
+        arm
+        for arm in results.arms
+        if ours.name in arm.control_for and claim.metric in arm.metrics and arm.name != reference
+    ]
     if not controls:
         raise UserError(f"claim '{claim.claim}': {ours.name} has no fair control in this study, so nothing is proved")
     best = max(controls, key=lambda arm: arm.metrics[claim.metric].mean * (1 if HIGHER_IS_BETTER[claim.metric] else -1))
     closest = next((v for v in _spoken(against) if v.control == best.name), None)
-    word, reason = _word(against, controls=len(controls))
+    if claim.expects == "gain":
+        word, reason = _word(against, reference, controls=len(controls))
+    else:
+        word, reason = _word_on_none(against, reference)
     return LedgerRow(
         **published,
         **made,
-        base=results.arm("base").metrics[claim.metric].mean,
+        base=results.arm(reference).metrics[claim.metric].mean,
         ours=ours.metrics[claim.metric].mean,
         control=best.name,
         control_figure=best.metrics[claim.metric].mean,
@@ -112,19 +122,34 @@ def _spoken(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return list(of_control.values())
 
 
-def _word(verdicts: Sequence[Verdict], *, controls: int) -> tuple[Word, str]:
-    """The verdict on a claim of a gain, and what it rests on."""
-    about_method = {v.control: v for v in verdicts if v.scope == "method" and v.p is not None}
+def _word(verdicts: Sequence[Verdict], reference: str, *, controls: int) -> tuple[Word, str]:
+    """The verdict on a claim of a gain over the reference, and what it rests on."""
+    about_method = _about_method(verdicts)
     spoken = {v.control: v for v in _spoken(verdicts)}
-    fair = {name: v for name, v in spoken.items() if name != "base"}
+    fair = {name: v for name, v in spoken.items() if name != reference}
     better = [name for name, v in fair.items() if v.verdict == "better"]
-    beats_base = "base" in spoken and spoken["base"].verdict == "better"
-    reason = f"{'' if beats_base else 'not '}better than the base, better than {len(better)} of {controls} controls"
-    if not {"base", *fair} <= about_method.keys():
+    beats_base = reference in spoken and spoken[reference].verdict == "better"
+    called = "the base" if reference == "base" else reference
+    reason = f"{'' if beats_base else 'not '}better than {called}, better than {len(better)} of {controls} controls"
+    if not {reference, *fair} <= about_method.keys():
         return "preliminary", f"{reason}, in fewer than {MIN_SEEDS} seeds"
     if not beats_base:
         return "not replicated", reason
     return ("replicated" if len(better) == controls else "partly"), reason
+
+
+def _word_on_none(verdicts: Sequence[Verdict], reference: str) -> tuple[Word, str]:
+    """The verdict on a claim that there is no difference to the reference."""
+    verdict = _about_method(verdicts).get(reference)
+    if verdict is None:
+        return "preliminary", f"fewer than {MIN_SEEDS} seeds say nothing of a difference that is not there"
+    said = verdict.verdict if verdict.verdict == "no difference" else f"{verdict.verdict} than {reference}"
+    seen = "" if verdict.detectable is None else f"; a difference of {verdict.detectable:.4f} would have been found"
+    return ("replicated" if verdict.verdict == "no difference" else "not replicated"), f"{said}{seen}"
+
+
+def _about_method(verdicts: Sequence[Verdict]) -> dict[str, Verdict]:
+    return {v.control: v for v in verdicts if v.scope == "method" and v.p is not None}
 
 
 def ledger_of_study(path: Path, claims: Sequence[Claim], run: Path, command: str) -> None:

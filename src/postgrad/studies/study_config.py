@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -61,8 +61,9 @@ Arm = Annotated[MethodConfig | TrainingArm, BeforeValidator(_arm)]
 class Claim(BaseModel):
     """What was published, and the arm of a study that tests it.
 
-    `published_base` and `published` are the figures before and after; `not_testable` says what is missing where a claim
-    cannot be tested here, and then no arm is needed.
+    `published_base` and `published` are the figures before and after. `expects` says what was claimed: a gain, or that
+    there is no difference to what the arm is compared with. `not_testable` says what is missing where a claim cannot be
+    tested here, and then no arm is needed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +72,7 @@ class Claim(BaseModel):
     source: str
     arm: str | None = None
     metric: str = "accuracy"
+    expects: Literal["gain", "no difference"] = "gain"
     published_base: float | None = None
     published: float | None = None
     not_testable: str | None = None
