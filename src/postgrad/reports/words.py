@@ -17,6 +17,7 @@ _ARM_NAMES = {
     "control-features": "an MLP on the features",
     "control-more-data": "training on all the data",
     "control-same-price": "the best control at the same price",
+    "control-same-time": "plain training for the same time",
 }
 
 

@@ -129,6 +129,17 @@ def _split(config: ComparisonConfig, dataset: Dataset) -> Halves:
 def _say_what_fits_what(run: Run) -> None:
     """Say which images fit what; warn where nobody knows what a network has seen."""
     parts = run.halves
+    if run.config.training_arms():
+        fitted, held_back = (
+            len(parts.base_train) + len(parts.method_train),
+            len(parts.base_validation) + len(parts.method_validation),
+        )
+        start = "the same first weights" if run.own is None else "the network as given"
+        run.note(
+            f"all arms of a seed are trained on the same {fitted} images from {start}; {held_back} others validate them "
+            "and choose their learning rates"
+        )
+        return
     if run.config.whole_halves:
         run.note(
             "whole halves, as published: the images that validate the method and choose between learning rates are "
