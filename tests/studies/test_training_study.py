@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import postgrad
 from postgrad.data.datasets import load_dataset
 from postgrad.reports import schema
+from postgrad.studies import training_measures
 from postgrad.studies.run import ArmRecord
 from postgrad.studies.study import study
 from postgrad.studies.study_config import StudyConfig
+from postgrad.studies.training_measures import measures
 from postgrad.training import DivergedError
 
 ARMS = ["base", "ema", "control-same-time-ema", "smooth", "both", "control-same-time-both"]
@@ -144,3 +147,34 @@ def test_ends_of_a_claim(tmp_path: Path) -> None:
     recipe = yaml.safe_load(settings(tmp_path).to_yaml())
     claim = {"claim": "EMA helps", "source": "folklore", "arm": "ema", "metric": "train_accuracy"}
     assert StudyConfig.model_validate(recipe | {"claims": [claim]}).claims[0].metric == "train_accuracy"
+
+
+def test_what_is_measured_of_its_networks(run: Path, results: schema.Results, capsys: Any, monkeypatch: Any) -> None:
+    found = measures(run)
+    assert list(found) == ["base", "ema", "smooth", "both"]
+    for arm, values in found.items():
+        for name in ("accuracy", "nll", "ece", "train_accuracy"):
+            assert values[name] == pytest.approx(results.arm(arm).metrics[name].mean, abs=1e-5)
+        assert (values["nll_alpha"], values["dead_filters"]) == (values["nll"], 0)  # α is 1, and an MLP has no filters
+    monkeypatch.setattr("sys.argv", ["training_measures", str(run), "--out", str(run / "measures.json")])
+    assert training_measures.main() == 0
+    assert "| smooth | " in capsys.readouterr().out
+    assert json.loads((run / "measures.json").read_text()) == found
+
+
+def test_a_norm_and_an_alpha_by_hand(tmp_path: Path) -> None:
+    arms = {"flat": "powergrad:alpha=0.5", "warm": "temperature:temperature=2"}
+    steps = {f"seed0/control-same-time-{arm}/training-0": 2 for arm in arms}
+    directory = study(settings(tmp_path / "run", arms=arms, seeds=1, rates=[0.1], steps=steps), workers=0).directory
+    found = measures(directory)
+    network: Any = postgrad.load(directory / "flat")
+    test = load_dataset("digits", limit=80).test
+    assert test is not None
+    with torch.no_grad():
+        z = network(network.preprocess(test.images)).double()
+    assert found["flat"]["logit_norm"] == pytest.approx(
+        (z - z.mean(1, keepdim=True)).norm(dim=1).mean().item(), rel=1e-5
+    )
+    assert found["flat"]["nll_alpha"] == pytest.approx(nn.functional.cross_entropy(z / 2, test.labels).item(), rel=1e-5)
+    assert found["flat"]["nll"] == pytest.approx(nn.functional.cross_entropy(z, test.labels).item(), rel=1e-5)
+    assert found["warm"]["nll_alpha"] != pytest.approx(found["warm"]["nll"], rel=1e-3)

@@ -136,8 +136,8 @@ def _say_what_fits_what(run: Run) -> None:
         )
         start = "the same first weights" if run.own is None else "the network as given"
         run.note(
-            f"all arms of a seed are trained on the same {fitted} images from {start}; {held_back} others validate them "
-            "and choose their learning rates"
+            f"all arms of a seed are trained on the same {fitted} images from {start}; {held_back} others validate "
+            "them and choose their learning rates"
         )
         return
     if run.config.whole_halves:
