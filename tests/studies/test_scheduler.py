@@ -113,7 +113,7 @@ def test_a_failure_touches_only_what_needs_it() -> None:
     failed = {str(trial): reason for trial, reason in ours.failed.items()}
     assert failed.pop("b, seed 1") == "too bad"
     assert set(failed) == {f"control-{name}-b, seed 1" for name in ("finetune", "features", "more-data", "same-price")}
-    assert set(failed.values()) == {"not begun: it needs b of this seed, which failed"}
+    assert set(failed.values()) == {"not begun: it needs b, seed 1, which failed"}
     assert set(ours.finished) | set(ours.failed) == set(ours.trials)
 
 

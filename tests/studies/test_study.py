@@ -100,7 +100,9 @@ def test_verdicts_compare_each_method_with_its_own_controls(results: schema.Resu
 def test_one_of_its_arms_is_what_improve_makes(alone: Path, tmp_path: Path, predictions) -> None:
     from postgrad.studies.config import ImproveConfig
 
-    settings = tiny(tmp_path / "run").model_dump(exclude={"arms", "ood", "corruptions", "claims", "seeds"})
+    settings = tiny(tmp_path / "run").model_dump(
+        exclude={"arms", "ood", "corruptions", "claims", "seeds", "training", "rates"}
+    )
     method = [{"name": "gradnet", "options": {"epochs": 1, "hidden": (2, 4, 3)}}]
     run = improve(ImproveConfig.model_validate(settings | {"methods": method, "seeds": [1]}))
     ours, theirs = predictions(alone), predictions(run)
@@ -250,7 +252,7 @@ def test_a_failing_arm_stops_nothing_else(
         assert main(["study", str(recipe), "--workers", "0", "--quiet"]) == 1
     err = capsys.readouterr().err
     assert "postgrad: last, seed 1: ValueError: a bug\n" in err
-    assert "postgrad: control-features-last, seed 1: not begun: it needs last of this seed, which failed\n" in err
+    assert "postgrad: control-features-last, seed 1: not begun: it needs last, seed 1, which failed\n" in err
     run = tmp_path / "run"
     assert "ValueError: a" in (run / "seed-1" / "last" / "failure.txt").read_text()
     results = schema.read_results(run / "results.json")

@@ -28,7 +28,7 @@ TRAINING_SHAPES: tuple[Shape, ...] = ("surgery", "loss", "weights")
 """Shapes of methods that are part of a network's training, and can be combined in one."""
 
 SETTLED = frozenset({"model", "optimizer", "steps_per_epoch", "batches"})
-"""Parameters that whoever uses a method settles, so that they are no options of it."""
+"""Parameters that the training settles which a method is part of, so that they are no options of it."""
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -257,9 +257,10 @@ def parse_settings(text: str, *, source: str) -> dict[str, Any]:
 
 def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options as the method's class takes them (this imports it); a wrong name or type is a `UserError`."""
-    method = get_method(name).load()
+    entry = get_method(name)
+    method, settled = entry.load(), SETTLED if entry.shape in TRAINING_SHAPES else {"model"}
     hints = typing.get_type_hints(method.__init__ if inspect.isclass(method) else method)
-    known = [key for key in inspect.signature(method).parameters if key not in SETTLED]
+    known = [key for key in inspect.signature(method).parameters if key not in settled]
     for key in options:
         if key not in known:
             raise unknown_name(f"option of {name}", key, known)
