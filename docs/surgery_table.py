@@ -100,8 +100,9 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, side: int) -> None
         names = [str(number) for number in range(CLASSES)]
         postgrad.save(model, folder, preprocess=Preprocessing(), class_names=names)
         assert torch.equal(postgrad.load(folder)(x), logits)
-        program = torch.export.export(model, (x,), strict=False)
-        torch.testing.assert_close(program.module()(x), logits, rtol=1e-4, atol=1e-4)
+        exact, wide = model.double(), x.double()  # small maps of random weights make rounding large in float32
+        program = torch.export.export(exact, (wide,), strict=False)
+        torch.testing.assert_close(program.module()(wide), exact(wide), rtol=1e-6, atol=1e-6)
 
 
 def page(outcomes: dict[str, dict[str, str]]) -> str:
@@ -120,7 +121,6 @@ def page(outcomes: dict[str, dict[str, str]]) -> str:
 
 def main() -> None:
     prepare_torchvision()
-    torch.set_num_threads(2)
     chosen = sys.argv[1:]
     outcomes: dict[str, dict[str, str]] = {}
     for network in [n for n in NETWORKS if not chosen or n.partition(":")[2] in chosen]:

@@ -88,6 +88,16 @@ def test_the_rate_is_the_one_that_validation_favours_on_the_first_seed(run: Path
         assert [trial["lr"] for trial in second.trials] == [second.lr]
 
 
+def test_the_curve_is_that_of_the_chosen_rate(run: Path) -> None:
+    for arm in ARMS:
+        record = ArmRecord.read(run / arm)
+        assert record is not None
+        chosen = [trial["lr"] for trial in record.trials].index(record.lr)
+        curve = (run / arm / "metrics.csv").read_text()
+        assert curve == (run / arm / f"training-{chosen}" / "metrics.csv").read_text()
+    assert "seed,arm,step,epoch,loss,lr,accuracy,nll,train_accuracy,train_nll" in (run / "metrics.csv").read_text()
+
+
 def test_the_stored_network_is_what_was_scored(run: Path, results: schema.Results) -> None:
     """An average of the weights is what stays, so that loading needs none of it."""
     test = load_dataset("digits", limit=80).test
@@ -156,6 +166,7 @@ def test_what_is_measured_of_its_networks(run: Path, results: schema.Results, ca
         for name in ("accuracy", "nll", "ece", "train_accuracy"):
             assert values[name] == pytest.approx(results.arm(arm).metrics[name].mean, abs=1e-5)
         assert (values["nll_alpha"], values["dead_filters"]) == (values["nll"], 0)  # α is 1, and an MLP has no filters
+        assert values["volatility"] == 0  # of a curve of two epochs, whose second half is one
     monkeypatch.setattr("sys.argv", ["training_measures", str(run), "--out", str(run / "measures.json")])
     assert training_measures.main() == 0
     assert "| smooth | " in capsys.readouterr().out

@@ -16,6 +16,7 @@ from postgrad.controls.tuning import VALIDATION_IMAGES, accuracy_and_nll, batche
 from postgrad.data.datasets import Images
 from postgrad.data.preprocessing import augment
 from postgrad.errors import UserError
+from postgrad.files import write_atomic
 from postgrad.methods.at_work import InputBatches, MethodsAtWork
 from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainingArm
@@ -40,6 +41,7 @@ class _Attempt:
     figures: dict[str, float]
     lr: float
     trained_on: int
+    directory: Path | None
 
 
 def fit_training(seed_run: SeedRun, trial: Trial, directory: Path) -> Trained:
@@ -68,6 +70,8 @@ def fit_training(seed_run: SeedRun, trial: Trial, directory: Path) -> Trained:
     if not attempts:
         raise UserError(f"{trial.arm}: the loss became infinite at every learning rate ({_listed(rates)})")
     best = max(attempts, key=lambda attempt: (attempt.figures["accuracy"], -attempt.figures["nll"]))
+    assert best.directory is not None
+    write_atomic(directory / "metrics.csv", (best.directory / "metrics.csv").read_bytes())
     of_rates = f" of {_listed(rates)}" if len(rates) > 1 else ""
     return Trained(
         best.model,
@@ -162,7 +166,7 @@ def _train(
         label=label,
         companions=[at_work],
     )
-    return _Attempt(model, history, validate(model), recipe.lr, min(VALIDATION_IMAGES, len(images)))
+    return _Attempt(model, history, validate(model), recipe.lr, min(VALIDATION_IMAGES, len(images)), directory)
 
 
 def _figures(seed_run: SeedRun, network: nn.Module, images: Images) -> dict[str, float]:

@@ -1,14 +1,17 @@
-"""What the networks of a study of trainings look like inside: logit norms, dead filters, calibration at their own α.
+"""What the trainings of a study were like: logit norms, dead filters, calibration at their own α, how steady they were.
 
     python -m postgrad.studies.training_measures runs/powergrad --out docs/ledger/raw/powergrad/measures.json
 
 Prints a table of means over the seeds. PowerGrad trains softmax(αz), so that its probabilities are looked at both at
-the logits z and at αz; of other arms α is 1.
+the logits z and at αz; of other arms α is 1. Volatility is the mean change of the validation accuracy from one epoch to
+the next, up or down, in the second half of the training.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import json
 import statistics
 import sys
@@ -32,7 +35,9 @@ from postgrad.studies.run import ArmRecord
 from postgrad.studies.study import prepare_study
 from postgrad.studies.study_config import StudyConfig
 
-COLUMNS = ("train_accuracy", "accuracy", "logit_norm", "dead_filters", "nll", "ece", "nll_alpha", "ece_alpha")
+COLUMNS = (
+    "train_accuracy", "accuracy", "logit_norm", "dead_filters", "nll", "ece", "nll_alpha", "ece_alpha", "volatility",
+)  # fmt: skip
 
 
 def measures(directory: Path) -> dict[str, dict[str, float]]:
@@ -53,8 +58,9 @@ def measures(directory: Path) -> dict[str, dict[str, float]]:
             record = ArmRecord.read(place)
             if record is not None:
                 values = _of_network(place, run.test, _alpha(arms[arm]))
-                known = (record.on_training or {}).get("train_accuracy")
-                found.setdefault(arm, []).append(values | ({"train_accuracy": known} if known is not None else {}))
+                assert record.on_training is not None
+                values |= {"train_accuracy": record.on_training["train_accuracy"], "volatility": _volatility(place)}
+                found.setdefault(arm, []).append(values)
             advance()
     return {arm: _means(of_seeds) for arm, of_seeds in found.items()}
 
@@ -76,6 +82,14 @@ def _of_network(place: Path, test: Images, alpha: float) -> dict[str, float]:
             if name in ("nll", "ece")
         },
     }
+
+
+def _volatility(place: Path) -> float:
+    """The mean absolute change of the validation accuracy from epoch to epoch, in the second half of a training."""
+    with open(place / "metrics.csv", newline="", encoding="utf-8") as lines:
+        accuracies = [float(row["accuracy"]) for row in csv.DictReader(lines)]
+    later = accuracies[len(accuracies) // 2 :]
+    return statistics.fmean(abs(b - a) for a, b in itertools.pairwise(later)) if len(later) > 1 else 0.0
 
 
 def _alpha(arm: TrainingArm) -> float:
