@@ -26,17 +26,17 @@ from postgrad.models.registry import create_model
 
 CLASSES = 10
 TORCHVISION = {
-    "alexnet": 64, "vgg11": 32, "vgg11_bn": 32, "resnet18": 32, "resnet50": 32, "resnext50_32x4d": 32,
-    "wide_resnet50_2": 32, "densenet121": 32, "googlenet": 64, "inception_v3": 96, "squeezenet1_1": 64,
-    "mobilenet_v2": 32, "mobilenet_v3_small": 32, "shufflenet_v2_x0_5": 32, "mnasnet0_5": 32, "efficientnet_b0": 32,
-    "efficientnet_v2_s": 32, "regnet_y_400mf": 32, "convnext_tiny": 32, "vit_b_16": 224, "swin_t": 32, "maxvit_t": 224,
+    "alexnet": 64, "vgg11": 64, "vgg11_bn": 64, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64,
+    "wide_resnet50_2": 64, "densenet121": 64, "googlenet": 64, "inception_v3": 96, "squeezenet1_1": 64,
+    "mobilenet_v2": 64, "mobilenet_v3_small": 64, "shufflenet_v2_x0_5": 64, "mnasnet0_5": 64, "efficientnet_b0": 64,
+    "efficientnet_v2_s": 64, "regnet_y_400mf": 64, "convnext_tiny": 64, "vit_b_16": 224, "swin_t": 64, "maxvit_t": 224,
 }  # fmt: skip
 """One network of each family, and the side of the images that it is tried on."""
 
 TIMM = {
-    "resnet18": 32, "resnetv2_50": 32, "seresnet18": 32, "regnetx_002": 32, "mobilenetv3_small_050": 32,
-    "efficientnet_lite0": 32, "ghostnet_050": 32, "repvgg_a0": 32, "dla34": 32, "vovnet39a": 32, "cspresnet50": 32,
-    "convnext_atto": 32, "mixer_s32_224": 224, "deit_tiny_patch16_224": 224, "levit_128s": 224, "tinynet_e": 32,
+    "resnet18": 64, "resnetv2_50": 64, "seresnet18": 64, "regnetx_002": 64, "mobilenetv3_small_050": 64,
+    "efficientnet_lite0": 64, "ghostnet_050": 64, "repvgg_a0": 64, "dla34": 64, "vovnet39a": 64, "cspresnet50": 64,
+    "convnext_atto": 64, "mixer_s32_224": 224, "deit_tiny_patch16_224": 224, "levit_128s": 224, "tinynet_e": 64,
 }  # fmt: skip
 
 SURGERIES: dict[str, dict[str, str]] = {"fixed_classifier": {}, "frn": {}, "mimicnorm": {}, "norm": {"kind": "group"}}
@@ -51,11 +51,19 @@ left the network as it was.
 """
 
 
+def attempted(network: str, surgery: str) -> str:
+    """The outcome; where something goes wrong that should not, the network and the surgery are named."""
+    try:
+        return outcome(network, surgery)
+    except Exception as error:
+        raise RuntimeError(f"{surgery} on {network}") from error
+
+
 def outcome(network: str, surgery: str) -> str:
     """How many layers were changed, "—" for none, or why it was refused; anything else that goes wrong is raised."""
     model = fresh(network)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     apply: Callable[..., int] = METHODS[surgery].load()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -73,8 +81,7 @@ def outcome(network: str, surgery: str) -> str:
 
 def fresh(network: str) -> nn.Module:
     torch.manual_seed(0)
-    plain = {"aux_logits": False, "init_weights": False} if network.endswith(("googlenet", "inception_v3")) else {}
-    return create_model(network, num_classes=CLASSES, **plain)
+    return create_model(network, num_classes=CLASSES)
 
 
 def check_untouched(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
@@ -124,7 +131,7 @@ def main() -> None:
     chosen = sys.argv[1:]
     outcomes: dict[str, dict[str, str]] = {}
     for network in [n for n in NETWORKS if not chosen or n.partition(":")[2] in chosen]:
-        outcomes[network] = {surgery: outcome(network, surgery) for surgery in SURGERIES}
+        outcomes[network] = {surgery: attempted(network, surgery) for surgery in SURGERIES}
         print(network, outcomes[network], file=sys.stderr, flush=True)
     if chosen:
         print(page(outcomes))

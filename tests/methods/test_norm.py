@@ -82,6 +82,17 @@ def test_batch_renorm_has_no_gradient_through_its_correction() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+class Own(nn.BatchNorm2d):
+    """What somebody's network has in the place of batch normalisation."""
+
+
+def test_a_class_of_its_own_is_refused_before_anything_is_changed() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), Own(3))
+    with pytest.raises(UserError, match="1 is a Own"):
+        apply_norm(model, kind="group")
+    assert type(model[0]) is nn.BatchNorm2d
+
+
 def test_unknown_kind_and_nothing_to_replace() -> None:
     with pytest.raises(UserError, match="did you mean 'group'"):
         apply_norm(resnet(), kind="groups")  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from postgrad.errors import UserError
 from postgrad.methods._relu_removal import Removal, relus_after
 from postgrad.methods._surgery import replace_modules
+from postgrad.methods.frn import apply_frn
 
 
 class Net(nn.Module):
@@ -249,3 +250,35 @@ def test_a_network_that_cannot_be_followed_is_refused() -> None:
 
     with pytest.raises(UserError, match="cannot follow the forward of Looks"):
         relus_after(Looks(), {})
+
+
+class WithShortcut(nn.Module):
+    """A block that adds what it is given, or its own input, as timm's DLA does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        shortcut = x if shortcut is None else shortcut
+        return self.relu(self.relu(self.bn(x)) + shortcut)
+
+
+class TwoWays(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = WithShortcut(), WithShortcut()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x, 2 * x))
+
+
+def test_a_forward_with_an_option_is_left_as_it_is() -> None:
+    model = TwoWays()
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.warns(UserWarning, match=r"a\.bn, b\.bn"):
+        assert apply_frn(model) == 2
+    assert type(model.b) is WithShortcut
+    y = (model.a.bn(x).relu() + 2 * x).relu()
+    torch.testing.assert_close(model(x), (model.b.bn(y).relu() + y).relu())

@@ -15,7 +15,8 @@ from torch import nn
 
 from postgrad import create_model
 from postgrad.errors import UserError
-from postgrad.models.weights import load_weights
+from postgrad.models.weights import fit_weights, load_weights
+from postgrad.training.state import copy_of_weights
 
 State = dict[str, torch.Tensor]
 
@@ -181,3 +182,20 @@ def test_some_other_zip_archive(tmp_path: Path) -> None:
         archive.writestr("cat.txt", "meow")
     with pytest.raises(UserError, match="damaged, cut off or of another kind"):
         load_weights(fresh(), tmp_path / "pictures")
+
+
+class Versioned(nn.Linear):
+    """A layer that refuses weights of an unknown version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_layers_find_their_version_beside_weights_without_one() -> None:
+    model, other = nn.Sequential(Versioned(3, 2)), nn.Sequential(Versioned(3, 2))
+    fit_weights(other, dict(model.state_dict()), where="a file")
+    assert torch.equal(other[0].weight, model[0].weight)
+    other.load_state_dict(copy_of_weights(model))

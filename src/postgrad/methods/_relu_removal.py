@@ -198,10 +198,12 @@ def _forward_without(owner: nn.Module, cut: _Cut) -> Callable[..., Any] | None:
     """The forward of the owner's class without some of its ReLUs, as a function; None where torch.fx cannot write it.
 
     Every child is kept whole, so that only the owner's own lines become fixed. What they do must not hang on the mode,
-    on the types of the inputs, or on constants made on the way.
+    on the types of the inputs, on whether an option is given (`is None`), or on constants made on the way.
     """
     kind = type(owner)
     written = inspect.getattr_static(kind, "forward")
+    if any(each.default in (None, True, False) for each in inspect.signature(kind.forward).parameters.values()):
+        return None
     if not inspect.isfunction(written) or {"isinstance", "is_tensor", "type"} & set(written.__code__.co_names):
         return None
     if isinstance(owner, nn.Sequential) or "forward" in vars(owner) or kind.__reduce__ is not object.__reduce__:

@@ -87,7 +87,7 @@ def apply_norm(model: nn.Module, *, kind: Kind, optimizer: Optimizer | None = No
     `kind` is "group" (`GROUPS` groups), "layer" (over channels, height and width), "renorm" (`BatchRenorm2d`) or "none"
     (batch normalisation folded into the layer before it). Scale and shift are carried over, running statistics too
     where there are any. An `optimizer` made already goes along. Warns and returns 0 where there is nothing to replace.
-    An unknown kind is a `UserError`.
+    An unknown kind and a class of its own (timm's BatchNormAct2d) are `UserError`s.
     """
     if kind not in get_args(Kind):
         raise unknown_name("kind of normalisation", str(kind), get_args(Kind))
@@ -95,6 +95,9 @@ def apply_norm(model: nn.Module, *, kind: Kind, optimizer: Optimizer | None = No
         return remove_normalisation(model, optimizer=optimizer)
     make = _MAKERS[kind]
     old = [module for module in model.modules() if type(module) is nn.BatchNorm2d]
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
+            raise UserError(f"{name} is a {type(norm).__name__}, which does more than a batch normalisation; it stays")
     if not old:
         warnings.warn("the network has no BatchNorm2d: no normalisation was replaced", UserWarning, stacklevel=2)
         return 0

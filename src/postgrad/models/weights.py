@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) 
     ]
     if faults:
         raise UserError(f"{where} does not fit the network: {'; '.join(faults)}. Nothing was loaded")
-    model.load_state_dict(dict(given), strict=False)
+    complete = OrderedDict(given)
+    # Some layers look for their version in what torch notes beside weights, and files of tensors do not keep it.
+    complete._metadata = expected._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(complete, strict=False)
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str) -> None:

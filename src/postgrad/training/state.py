@@ -156,7 +156,11 @@ class Training:
 
 
 def copy_of_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    """The state of a model in memory of its own, with the versions of its layers, which some ask for when they load."""
+    state = model.state_dict()
+    for name, tensor in state.items():
+        state[name] = tensor.detach().clone()
+    return state
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
