@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from postgrad.errors import UserError
+from postgrad.methods import _powergrad_kernels as kernels
 
 
 def powergrad_cross_entropy(
@@ -263,6 +264,8 @@ def _for_classes(
 ) -> Tensor:
     """The gradient of the logits for class numbers (N, …): factor · (mass · p' − wanted) at every position."""
     alpha, ignore_index, reduction, smoothing = settings
+    if not torch.compiler.is_compiling() and weight is None and kernels.applies(logits, target, grad_output):
+        return kernels.class_gradient(logits, target, float(alpha), *settings[1:], grad_output)
     counted = target != ignore_index
     index = (target * counted).long()  # what is ignored passes for class 0, with a factor of zero
     share = counted if weight is None else weight[index] * counted
