@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from postgrad import load
+from postgrad.cli import main
 from postgrad.studies.config import TrainConfig
 from postgrad.studies.single import settled_recipe, train_network
 
@@ -47,3 +49,37 @@ def test_what_is_not_chosen_is_the_base_networks_recipe() -> None:
     chosen = settled_recipe(config(model="seed-cnn", training={"optimizer": "adam", "steps": 7, "lr": 0.001}))
     assert (chosen.optimizer, chosen.optimizer_options, chosen.lr) == ("adam", {}, 0.001)
     assert (chosen.steps, chosen.epochs, chosen.schedule) == (7, None, "StepLR")
+
+
+@pytest.mark.parametrize(
+    ("method", "hint"),
+    [
+        ("powergrad:alpha=2", "alpha: expected a number from 0 to 1"),
+        ("weight_sampling:fraction=3", "fraction"),
+        ("norm:kind=grup", "norm:kind: should be 'group'"),
+    ],
+)
+def test_a_method_that_is_refused_leaves_nothing_behind(
+    method: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--model", "resnet20", "--data", "digits", "--limit", "60", "--method", method]
+    assert main([*words, "--epochs", "1", "--out", str(tmp_path / "net")]) == 2
+    assert hint in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_are_part_of_the_training_and_of_what_is_kept(tmp_path: Path) -> None:
+    def network(*methods: str) -> Any:
+        out = tmp_path / "-".join(["net", *(word.partition(":")[0] for word in methods)])
+        words = [part for method in methods for part in ("--method", method)]
+        shared = ["train", "--model", "resnet20", "--data", "digits", "--limit", "60", "--epochs", "1", "--quiet"]
+        assert main([*shared, *words, "--out", str(out)]) == 0
+        return load(out)
+
+    x = torch.randn(3, 1, 8, 8)
+    changed = network("fixed_classifier", "frn")
+    assert type(changed.fc).__name__ == "FixedClassifier"
+    plain, flat, averaged = network(), network("powergrad:alpha=0.25"), network("ema:decay=0.5")
+    answers = [model(x) for model in (plain, flat, averaged)]
+    assert not torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[0], answers[2])

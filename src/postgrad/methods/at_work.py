@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,9 @@ class MethodsAtWork:
         }
         self._cross_entropy: Any = self._make_loss(1)
         self._means: list[Any] = []
+        with warnings.catch_warnings():  # made again with the training's own optimizer; what is wrong is said now
+            warnings.simplefilter("ignore", UserWarning)
+            self._make_means(torch.optim.SGD(model.parameters(), lr=1.0))
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The mean loss of a batch of inputs (n, C, H, W) and labels (n,)."""
@@ -79,8 +83,7 @@ class MethodsAtWork:
 
     def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         self._cross_entropy = self._make_loss(steps)
-        settled = {"steps_per_epoch": self.steps_per_epoch, "batches": self._batches, "optimizer": optimizer}
-        self._means = [_call(method.load(), (self._model,), settled, options) for method, options in self._weights]
+        self._means = self._make_means(optimizer)
 
     def after_step(self) -> None:
         if self._changing_loss is not None:
@@ -103,6 +106,10 @@ class MethodsAtWork:
             self._changing_loss.load_state_dict(state["loss"])
         for mean, its_own in zip(self._means, state["means"], strict=True):
             mean.load_state_dict(its_own)
+
+    def _make_means(self, optimizer: torch.optim.Optimizer) -> list[Any]:
+        settled = {"steps_per_epoch": self.steps_per_epoch, "batches": self._batches, "optimizer": optimizer}
+        return [_call(method.load(), (self._model,), settled, options) for method, options in self._weights]
 
     @property
     def _changing_loss(self) -> Any:

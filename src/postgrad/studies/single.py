@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,11 +42,12 @@ def train_network(config: TrainConfig) -> tuple[Path, History]:
     )
     if dataset.train is None:
         raise UserError(f"{config.data} has no training images; name another data set")
+    training = _prepared(config, recipe, dataset)
     directory = config.resume or fresh_directory(config.out)
     with locked(directory), resumable(directory, "train"):
         config.save(directory / "config.yaml")
         write_atomic(directory / "environment.json", json.dumps(environment(), indent=1))
-        return directory, _train(config, recipe, dataset, directory)
+        return directory, training(directory)
 
 
 def settled_recipe(config: TrainConfig) -> Recipe:
@@ -53,7 +55,8 @@ def settled_recipe(config: TrainConfig) -> Recipe:
     return recipe_with(config.model, config.training)
 
 
-def _train(config: TrainConfig, recipe: Recipe, dataset: Dataset, directory: Path) -> History:
+def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable[[Path], History]:
+    """The training, for which a directory is still to be given; whatever does not fit together has been refused."""
     torch.manual_seed(config.seed)
     channels, height, width = dataset.shape
     model = create_model(
@@ -79,18 +82,22 @@ def _train(config: TrainConfig, recipe: Recipe, dataset: Dataset, directory: Pat
         label_smoothing=recipe.label_smoothing,
         batches=InputBatches(images.images, preprocess, augmentation, recipe.batch_size, config.seed, device),
     )
-    history = train(
-        model,
-        n=len(images),
-        make_batch=make_batch,
-        loss=at_work.loss,
-        recipe=recipe,
-        seed=config.seed,
-        validate=lambda network: accuracy_and_nll(batched(network, preprocess, held_back.images), held_back.labels),
-        directory=directory / "training",
-        resume=config.resume is not None,
-        label=f"training {config.model}",
-        companions=[at_work],
-    )
-    save(model, directory, preprocess=preprocess, class_names=dataset.class_names)
-    return history
+
+    def training(directory: Path) -> History:
+        history = train(
+            model,
+            n=len(images),
+            make_batch=make_batch,
+            loss=at_work.loss,
+            recipe=recipe,
+            seed=config.seed,
+            validate=lambda network: accuracy_and_nll(batched(network, preprocess, held_back.images), held_back.labels),
+            directory=directory / "training",
+            resume=config.resume is not None,
+            label=f"training {config.model}",
+            companions=[at_work],
+        )
+        save(model, directory, preprocess=preprocess, class_names=dataset.class_names)
+        return history
+
+    return training
