@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,4 +53,6 @@ def apply_changes(model: nn.Module, changes: Iterable[Change]) -> None:
         if change.name not in _APPLIED_BY:
             raise unknown_name("change of a network", change.name, _APPLIED_BY)
         module, _, function = _APPLIED_BY[change.name].partition(":")
-        getattr(importlib.import_module(module), function)(model, **change.options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # said when the network was changed for the first time
+            getattr(importlib.import_module(module), function)(model, **change.options)
