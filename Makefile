@@ -20,7 +20,7 @@ find_cpu_index = if [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/ver
 	&& $(python) -c "import urllib.request as u; u.urlopen('$(cpu_index)/torch/', timeout=3)" 2>/dev/null; \
 	then echo "--extra-index-url $(cpu_index)"; fi
 
-.PHONY: demo install test test-slow lint bench ledger ledger-gradnet docs
+.PHONY: demo install test test-slow lint bench ledger ledger-gradnet ledger-training docs
 
 demo: $(stamp)
 	$(python) -m postgrad.cli improve --out $(OUT)
@@ -51,10 +51,16 @@ bench: $(stamp)
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(python) $$file; done
 
 # The runs behind the published tables: hours to a day. Each target goes on where it was interrupted.
-ledger: ledger-gradnet
+ledger: ledger-gradnet ledger-training
 
 ledger-gradnet: $(stamp)
 	$(python) -m postgrad.studies.ledger docs/ledger/gradnet.yaml --runs $(RUNS) --run --threads $(THREADS)
+
+ledger-training: $(stamp)
+	test -e runs/mnist/manifest.json || $(python) -m postgrad.cli train --model seed-cnn --data mnist --limit 10000 --epochs 3 --out runs/mnist
+	for recipe in recipes/training/*.yaml; do name=$$(basename $$recipe .yaml); out=$(RUNS)/$$name; \
+	  if [ -e $$out/config.yaml ]; then how="--resume $$out"; else how="$$recipe --out $$out"; fi; \
+	  $(python) -m postgrad.cli study $$how --ledger docs/ledger/$$name || [ $$? = 1 ] || exit; done
 
 docs: $(stamp)
 	@$(pip) -e '.[docs]'
