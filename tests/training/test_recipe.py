@@ -161,3 +161,19 @@ def test_the_published_base_recipes(path):
         optimizer.step()
         schedule.step()
     assert optimizer.param_groups[0]["lr"] == 0.025
+
+
+def test_one_cycle_rises_to_the_recipe_s_own_rate() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    recipe = Recipe(steps=10, lr=0.3, schedule="onecycle", schedule_options={"cycle_momentum": False})
+    optimizer = recipe.make_optimizer([weight])
+    schedule = recipe.make_schedule(optimizer, steps=10, n=100)
+    assert schedule is not None
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step() if len(rates) < 10 else None
+    assert max(rates) == pytest.approx(0.3, rel=0.02)
+    assert rates[0] < 0.05
+    assert rates[-1] < 0.01

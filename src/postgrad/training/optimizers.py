@@ -111,13 +111,16 @@ def make_schedule(
 ) -> LRScheduler | None:
     """The schedule of the learning rate over `length` changes; None where it stays constant.
 
-    Where a schedule wants its length (T_max of cosine, total_steps of one-cycle), `length` is given unless an option
-    says otherwise.
+    Where a schedule wants its length (T_max of cosine, total_steps of one-cycle) or its highest rate (max_lr of
+    one-cycle), `length` and the optimizer's rate are given unless an option says otherwise.
     """
     cls = schedule_class(name)
     if cls is None:
         return None
-    lengths = {key: length for key in ("T_max", "total_steps") if key in inspect.signature(cls).parameters}
+    taken = inspect.signature(cls).parameters
+    lengths: dict[str, Any] = {key: length for key in ("T_max", "total_steps") if key in taken}
+    if "max_lr" in taken:
+        lengths["max_lr"] = [group["lr"] for group in optimizer.param_groups]
     if "epochs" in options and "steps_per_epoch" in options:
         lengths.pop("total_steps", None)
     try:
