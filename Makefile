@@ -58,6 +58,7 @@ ledger-gradnet: $(stamp)
 
 ledger-training: $(stamp)
 	test -e runs/mnist/manifest.json || $(python) -m postgrad.cli train --model seed-cnn --data mnist --limit 10000 --epochs 3 --out runs/mnist
+	test -e runs/notmnist.npz || $(python) recipes/training/letters.py
 	for recipe in recipes/training/*.yaml; do name=$$(basename $$recipe .yaml); out=$(RUNS)/$$name; \
 	  if [ -e $$out/config.yaml ]; then how="--resume $$out"; else how="$$recipe --out $$out"; fi; \
 	  $(python) -m postgrad.cli study $$how --ledger docs/ledger/$$name || [ $$? = 1 ] || exit; done

@@ -141,6 +141,14 @@ def test_a_rate_at_which_the_loss_becomes_infinite_is_left_out(tmp_path: Path) -
     assert "the loss became" in record.trials[0]["diverged"]
 
 
+def test_an_arm_with_another_schedule_has_none_of_the_study_s_options(tmp_path: Path) -> None:
+    training = {"epochs": 1, "schedule": "StepLR", "schedule_options": {"step_size": 1}}
+    arms = {"cosine": {"training": {"schedule": "cosine"}}}
+    steps = {"seed0/control-same-time/training-0": 2}
+    config = settings(tmp_path / "run", arms=arms, training=training, seeds=1, rates=[0.05], steps=steps)
+    assert study(config, workers=0).failures == []
+
+
 def test_where_no_rate_works_the_arm_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
     arms = {"ema": "ema:decay=0.5", "wild": {"training": {"optimizer_options": {"weight_decay": 1e30}}}}
     ended = study(settings(tmp_path / "run", arms=arms, seeds=1, steps={}), workers=0)

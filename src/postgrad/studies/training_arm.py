@@ -109,8 +109,11 @@ def _listed(rates: tuple[float, ...]) -> str:
 
 
 def _settings(seed_run: SeedRun, arm: TrainingArm) -> dict[str, Any]:
+    """The study's settings of a training, with the arm's own in their place."""
     config: Any = seed_run.run.config
-    return {**config.training, **arm.training}
+    # Another optimizer or schedule has other options.
+    foreign = {f"{name}_options" for name in ("optimizer", "schedule") if name in arm.training}
+    return {name: value for name, value in config.training.items() if name not in foreign} | arm.training
 
 
 def _recipe(seed_run: SeedRun, trial: Trial, lr: float, key: str) -> Recipe:
