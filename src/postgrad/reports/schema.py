@@ -42,7 +42,11 @@ class Metric(_Model):
 class Cost(_Model):
     """What an arm costs; means over the seeds. Null where it was not measured."""
 
-    train_cpu_seconds: float | None = Field(None, description="process CPU time of its own fitting, tuning included")
+    train_cpu_seconds: float | None = Field(
+        None,
+        description="process CPU time of its own fitting, tuning included; where trainings are compared, of the training "
+        "at the rate that was chosen",
+    )
     total_cpu_seconds: float | None = Field(None, description="the same, with all that it stands on")
     train_seconds: float | None = Field(None, description="wall time of its own fitting")
     peak_memory_mb: float | None = Field(None, description="megabytes above the process before it began")
