@@ -44,8 +44,8 @@ class Cost(_Model):
 
     train_cpu_seconds: float | None = Field(
         None,
-        description="process CPU time of its own fitting, tuning included; where trainings are compared, of the training "
-        "at the rate that was chosen",
+        description="process CPU time of its own fitting, tuning included; where trainings are compared, of the "
+        "training at the rate that was chosen",
     )
     total_cpu_seconds: float | None = Field(None, description="the same, with all that it stands on")
     train_seconds: float | None = Field(None, description="wall time of its own fitting")
