@@ -82,6 +82,23 @@ def test_batch_renorm_has_no_gradient_through_its_correction() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("kind", ["group", "layer", "renorm"])
+def test_epsilon_and_momentum_are_those_of_the_old_layer(kind: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4, eps=0.3, momentum=0.5))
+    old = copy.deepcopy(model[0])
+    apply_norm(model, kind=kind)  # type: ignore[arg-type]
+    assert model[0].eps == 0.3
+    if kind == "renorm":
+        x = torch.randn(5, 4, 2, 2)
+        torch.testing.assert_close(model(x), old(x))
+        torch.testing.assert_close(model[0].running_mean, old.running_mean)
+
+
+def test_statistics_that_are_not_kept_are_refused() -> None:
+    with pytest.raises(UserError, match="running statistics"):
+        apply_norm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), kind="renorm")
+
+
 class Own(nn.BatchNorm2d):
     """What somebody's network has in the place of batch normalisation."""
 

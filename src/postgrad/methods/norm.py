@@ -50,8 +50,9 @@ class BatchRenorm2d(nn.BatchNorm2d):
     many again. Published: 5,000 batches and up to 40,000 of 1.2 million images. Source: arXiv 1702.03275, algorithm 1.
     """
 
-    def __init__(self, channels: int, *, warm_up: int = 500) -> None:
-        super().__init__(channels)
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, warm_up: int = 500) -> None:
+        super().__init__(channels, eps=eps)
+        self.share = momentum
         self.warm_up = warm_up
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class BatchRenorm2d(nn.BatchNorm2d):
             r = (deviation / deviation_before).clamp(1 / r_max, r_max)
             d = ((mean - mean_before) / deviation_before).clamp(-d_max, d_max)
         normalised = nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, None, None, True, self.momentum or 0.1, self.eps
+            x, self.running_mean, self.running_var, None, None, True, self.share, self.eps
         )
         self.num_batches_tracked += 1
         shape = (1, -1, 1, 1)
@@ -85,7 +86,7 @@ def apply_norm(model: nn.Module, *, kind: Kind, optimizer: Optimizer | None = No
     19
 
     `kind` is "group" (`GROUPS` groups), "layer" (over channels, height and width), "renorm" (`BatchRenorm2d`) or "none"
-    (batch normalisation folded into the layer before it). Scale and shift are carried over, running statistics too
+    (batch normalisation folded into the layer before it). Scale, shift and ε are carried over, running statistics too
     where there are any. An `optimizer` made already goes along. Warns and returns 0 where there is nothing to replace.
     An unknown kind and a class of its own (timm's BatchNormAct2d) are `UserError`s.
     """
@@ -103,10 +104,12 @@ def apply_norm(model: nn.Module, *, kind: Kind, optimizer: Optimizer | None = No
         return 0
     if any(norm.weight is None for norm in old):
         raise UserError("a batch normalisation without scale and shift has nothing to carry over; leave affine on")
+    if kind == "renorm" and any(norm.running_mean is None or norm.momentum is None for norm in old):
+        raise UserError("batch renormalisation goes by running statistics and their momentum; give the network both")
     swaps: dict[nn.Module, nn.Module] = {}
     with optimizer_follows(model, optimizer) as heir_of:
         for norm in old:
-            new = swaps[norm] = make(norm.num_features)
+            new = swaps[norm] = make(norm)
             new.load_state_dict({k: v for k, v in norm.state_dict().items() if k in new.state_dict()})
             heir_of |= {new.weight: norm.weight, new.bias: norm.bias}  # type: ignore[dict-item]
         replace_modules(model, swaps)
@@ -114,12 +117,18 @@ def apply_norm(model: nn.Module, *, kind: Kind, optimizer: Optimizer | None = No
     return len(old)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(min(GROUPS, channels), channels), channels)
+def _group_norm(old: nn.BatchNorm2d) -> nn.GroupNorm:
+    channels = old.num_features
+    return nn.GroupNorm(math.gcd(min(GROUPS, channels), channels), channels, eps=old.eps)
 
 
-_MAKERS: dict[str, Callable[[int], nn.Module]] = {
+def _batch_renorm(old: nn.BatchNorm2d) -> BatchRenorm2d:
+    assert old.momentum is not None
+    return BatchRenorm2d(old.num_features, eps=old.eps, momentum=old.momentum)
+
+
+_MAKERS: dict[str, Callable[[nn.BatchNorm2d], nn.Module]] = {
     "group": _group_norm,
-    "layer": lambda channels: nn.GroupNorm(1, channels),
-    "renorm": BatchRenorm2d,
+    "layer": lambda old: nn.GroupNorm(1, old.num_features, eps=old.eps),
+    "renorm": _batch_renorm,
 }
