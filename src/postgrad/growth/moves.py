@@ -11,13 +11,14 @@ from torch import Tensor
 class Along:
     """How one dimension of a tensor was made.
 
-    `index` (new size,) int64 is the old unit that each new unit comes from, -1 where it comes from none; `gradient`
-    (new size,) float64 is the share of that old unit's gradient that reaches the new one: the split of a unit between
-    its replicas for what leads into them, 1 for what leads out of them.
+    `index` (new size,) int64 is the old unit that each new unit comes from, -1 where it comes from none. `value` (new
+    size,) float64 is the share of the old unit's weight that the new one has, `gradient` that of its gradient: what
+    leads into the replicas of a unit keeps its value and shares the gradient; what leads out of them, the reverse.
     """
 
     dim: int
     index: Tensor
+    value: Tensor
     gradient: Tensor
 
 
