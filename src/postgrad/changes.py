@@ -16,6 +16,7 @@ _APPLIED_BY = {
     "fixed_classifier": "postgrad.methods.fixed_classifier:apply_fixed_classifier",
     "fixup": "postgrad.methods.fixup:apply_fixup",
     "frn": "postgrad.methods.frn:apply_frn",
+    "growth": "postgrad.growth.journal:regrow",
     "norm": "postgrad.methods.norm:apply_norm",
     "mimicnorm": "postgrad.methods.mimicnorm:apply_mimicnorm",
     "mimicnorm_baked": "postgrad.methods.mimicnorm:bake_mimicnorm",

@@ -1,0 +1,307 @@
+"""Proof that a network which was grown computes what it did: measured on both, with a control that must fail."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from postgrad.errors import UserError
+from postgrad.files import write_atomic
+from postgrad.growth._probes import (
+    BATCH,
+    SINGLE,
+    TRAIN,
+    Arguments,
+    answer,
+    copy_of,
+    observe,
+    perturb,
+    probes,
+    quiet,
+)
+from postgrad.growth.journal import check_rebuildable, entry_of, journal_of
+from postgrad.growth.moves import Move
+
+_FAR_ABOVE = 1e4
+"""By how much the negative control must exceed the tolerance."""
+_FLOOR = 1e-6
+"""Of the usual spread: what is zero but for rounding is not measured by its rounding."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far a grown network is from the one it was, as measured.
+
+    >>> certificate = widen(model, "conv1", to=96, example=images)
+    >>> certificate.max_error, certificate.mode
+    (3.1e-15, 'train')
+
+    Every error is the greatest difference over the standard deviation of the tensor as it was. `max_error` is that of
+    the outputs in float64 in evaluation mode; `errors` has each check's by name: "float64 eval, batch 1", "float64
+    eval, 48×48", "float32 eval, batch 2", "float64 train", "intermediate tensors", "gradients". `exact` is False for
+    operators that are approximate by nature. `mode` is "train" where training mode, its dropout off, was proved too.
+    `journal` is all the growth of the network, this call last; `seconds` is what the certificate itself took.
+    """
+
+    max_error: float
+    errors: dict[str, float]
+    exact: bool
+    mode: Literal["eval", "train"]
+    journal: tuple[dict[str, JsonValue], ...]
+    seconds: float
+
+    def to_json(self) -> str:
+        """All of it as a JSON document."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a JSON file, whole or not at all."""
+        write_atomic(path, self.to_json() + "\n")
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What a network computes, kept while it is changed.
+
+    >>> witness = Witness.of(model, images)
+    >>> with transaction(model):
+    ...     change(model)
+    ...     certificate = witness.certify(model, entry=entry, train=True, changed=["conv.weight"])
+    """
+
+    probes: dict[str, Arguments]
+    outputs: dict[str, list[Tensor]]
+    intermediates: dict[str, list[list[Tensor]]]
+    """Module -> for each of its calls, what it gave."""
+    gradients: dict[str, Tensor]
+    parameters: dict[int, tuple[str, nn.Parameter]]
+    """Identity -> the name of a parameter, and the parameter, so that no other one gets that identity."""
+    seconds: float
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor | Arguments, *, train: bool = True) -> Witness:
+        """Run copies of the network on batches of 1, 2 and 3 made from `example`, and on images of two other sizes.
+
+        `example` is what the network takes: a tensor (N, …), N ≥ 1, or a tuple of arguments. Batches of 1 and 3, image
+        sizes and training mode are left out where the network does not run on them; training mode also where chance
+        other than dropout has a part in it, and with `train=False`. Neither the network (its statistics) nor the random
+        state is touched. Raises `UserError` where the network cannot be copied, does not run on a batch of 2 in float64
+        on the CPU, or gives NaN there.
+        """
+        started = time.perf_counter()
+        intermediates: dict[str, list[list[Tensor]]] = {}
+
+        def record(name: str, tensors: list[Tensor]) -> None:
+            intermediates.setdefault(name, []).append([each.detach().clone() for each in tensors])
+
+        tried = probes(example)
+        with quiet():
+            double = copy_of(model, torch.float64)
+            try:
+                first, gradients = observe(double, tried[BATCH], record)
+            except Exception as error:  # whatever a forward pass raises
+                raise UserError(
+                    f"the network does not run on a batch of 2 made from the example, in float64 on the CPU: {error}"
+                ) from error
+            if not first or any(each.isnan().any() for each in first):
+                raise UserError("the network gives NaN, or no tensor, on a batch of 2 made from the example")
+            outputs = {BATCH: first}
+            for name, arguments in tried.items():
+                if name != BATCH and (train or name != TRAIN):
+                    network = copy_of(model, torch.float32) if name == SINGLE else double
+                    try:
+                        given = answer(name, network, arguments)
+                    except Exception:  # a size that it does not take, or training mode by chance
+                        continue
+                    if not any(each.isnan().any() for each in given):
+                        outputs[name] = given
+        parameters = {id(each): (name, each) for name, each in model.named_parameters()}
+        return cls(tried, outputs, intermediates, gradients, parameters, time.perf_counter() - started)
+
+    def certify(
+        self,
+        model: nn.Module,
+        *,
+        entry: Mapping[str, Any],
+        train: bool,
+        exact: bool = True,
+        expected: Callable[[str, Tensor], Tensor | None] | None = None,
+        moves: Sequence[Move] = (),
+        changed: Collection[str],
+        tolerance64: float = 1e-9,
+        tolerance32: float = 1e-4,
+    ) -> Certificate:
+        """Compare the network, now changed, with what it computed before; `UserError` where it differs.
+
+        Parameters
+        ----------
+        model : the same network, changed; copies of it are run.
+        entry : of the journal; its operator and place begin the message of a refusal.
+        train : whether the same is claimed of training mode.
+        exact : False states the errors of the outputs and refuses none.
+        expected : gives, for a module's name and a tensor that this gave before, the tensor that it must give now; None
+            is not to be compared. By default all are as they were.
+        moves : the parameters that were resized. Over the replicas of a unit, the gradients of what leads into it sum
+            to the old one; those of what leads out of it are the old one. A parameter that is the same object keeps its
+            gradient; any other is not compared.
+        changed : names of the tensors that the operator wrote. Changed by 1 % in a copy (all parameters, where there
+            are none), they must change the output far beyond the tolerance: a check that cannot fail proves nothing.
+        """
+        started = time.perf_counter()
+        call = entry_of(entry)
+        check_rebuildable(model, call)
+        errors: dict[str, float] = {}
+        limits = {SINGLE: tolerance32}
+
+        def judge(name: str, error: float, where: str = "") -> None:
+            errors[name] = error
+            limit = limits.get(name, tolerance64) if exact else sys.float_info.max
+            if error > limit:
+                raise UserError(
+                    f"{call.what}: the network would no longer compute the same ({name}{where}: {error:.2g} of its "
+                    f"spread, at most {limit:.0e}); it was left as it was"
+                )
+
+        with quiet():
+            double = copy_of(model, torch.float64)
+            seen = _Comparison(self.intermediates, expected)
+            with _running(call.what, BATCH):
+                outputs, gradients = observe(double, self.probes[BATCH], seen)
+            judge(BATCH, _difference(self.outputs[BATCH], outputs))
+            if exact:
+                judge("intermediate tensors", *seen.worst())
+                judge("gradients", *self._gradients(model, gradients, moves))
+            for name, before in self.outputs.items():
+                if name != BATCH and (train or name != TRAIN):
+                    network = copy_of(model, torch.float32) if name == SINGLE else double
+                    with _running(call.what, name):
+                        now = answer(name, network, self.probes[name])
+                    judge(name, _difference(before, now))
+            if exact:
+                self._control(call.what, double, changed, _FAR_ABOVE * tolerance64)
+        return Certificate(
+            max_error=max(error for name, error in errors.items() if name.startswith("float64 eval")),
+            errors=errors,
+            exact=exact,
+            mode="train" if exact and TRAIN in errors else "eval",
+            journal=(*journal_of(model), call.model_dump(mode="json")),
+            seconds=self.seconds + time.perf_counter() - started,
+        )
+
+    def _gradients(self, model: nn.Module, now: Mapping[str, Tensor], moves: Sequence[Move]) -> tuple[float, str]:
+        """How far the gradients are from what they must be, and where."""
+        move_to = {id(move.new): move for move in moves}
+        floor = _floor(self.gradients.values())
+        worst = (0.0, "")
+        for name, parameter in model.named_parameters():
+            move = move_to.get(id(parameter))
+            old_name, _ = self.parameters.get(id(move.old if move else parameter), ("", None))
+            if old_name in self.gradients:
+                old, new = _contract(self.gradients[old_name], now[name], move)
+                worst = max(worst, (_difference([old], [new], floor), f", {name}"))
+        return worst
+
+    def _control(self, what: str, double: nn.Module, changed: Collection[str], least: float) -> None:
+        tensors = dict(double.named_parameters(remove_duplicate=False)) | dict(double.named_buffers())
+        written = [tensors[name] for name in changed] or list(double.parameters())
+        perturb(each for each in written if each.is_floating_point())
+        error = _difference(self.outputs[BATCH], answer(BATCH, double, self.probes[BATCH]))
+        if error < least:
+            raise UserError(
+                f"{what}: a certificate would prove nothing on this example, since even 1 % of noise on the changed "
+                f"weights changes the output by only {error:.2g} of its spread; give one on which the network is active"
+            )
+
+
+class _Comparison:
+    """Compares what modules give, as it comes, with what they gave before."""
+
+    def __init__(self, before: Mapping[str, list[list[Tensor]]], expected: Any) -> None:
+        self.before = before
+        self.expected = expected or (lambda _name, old: old)
+        self.floor = _floor(tensor for calls in before.values() for call in calls for tensor in call)
+        self.errors: dict[str, list[float]] = {}
+
+    def __call__(self, name: str, now: list[Tensor]) -> None:
+        before, errors = self.before.get(name, []), self.errors.setdefault(name, [])
+        if len(errors) < len(before):
+            errors.append(self._error(name, before[len(errors)], now))
+
+    def worst(self) -> tuple[float, str]:
+        """The greatest error, and where; that of a call which is made no more is without bound."""
+        for name, calls in self.before.items():
+            for _ in calls:
+                self(name, [])
+        return max(((max(errors), f", {name}") for name, errors in self.errors.items() if errors), default=(0.0, ""))
+
+    def _error(self, name: str, before: list[Tensor], now: list[Tensor]) -> float:
+        wanted = [self.expected(name, each) for each in before]
+        compared = [number for number, each in enumerate(wanted) if each is not None]
+        if compared and len(wanted) != len(now):
+            return math.inf
+        return _difference([wanted[number] for number in compared], [now[number] for number in compared], self.floor)
+
+
+@contextlib.contextmanager
+def _running(what: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a forward pass raises
+        raise UserError(f"{what}: the network would no longer run ({name}: {error}); it was left as it was") from error
+
+
+def _contract(old: Tensor, new: Tensor, move: Move | None) -> tuple[Tensor, Tensor]:
+    """What a gradient must be, and what it is: summed over the replicas where these share it, else as it is."""
+    for along in move.along if move else ():
+        kept = (along.index >= 0).nonzero().flatten()
+        index, share = along.index[kept], along.gradient[kept].double()
+        new = new.index_select(along.dim, kept)
+        if torch.equal(share, torch.ones_like(share)):
+            old = old.index_select(along.dim, index)
+            continue
+        size = list(new.shape)
+        size[along.dim] = old.shape[along.dim]
+        new = new.new_zeros(size).index_add(along.dim, index, new)
+        whole = new.new_zeros(old.shape[along.dim]).index_add(0, index, share)
+        old = old * whole.reshape(-1, *[1] * (old.dim() - 1 - along.dim))
+    return old, new
+
+
+def _difference(before: Sequence[Tensor], now: Sequence[Tensor], floor: float = 0.0) -> float:
+    """The greatest difference over the spread of the tensor before; without bound where shapes or numbers differ."""
+    if [each.shape for each in before] != [each.shape for each in now]:
+        return math.inf
+    pairs = zip(before, now, strict=True)
+    return max((_error(old.double(), new.detach().double(), floor) for old, new in pairs), default=0.0)
+
+
+def _error(old: Tensor, new: Tensor, floor: float) -> float:
+    same = (old == new) | (old.isnan() & new.isnan())  # infinities too, as masks have them
+    error = torch.where(same, 0.0, (old - new).abs()).nan_to_num(nan=math.inf)
+    return error.max().item() / max(_spread(old), floor) if error.numel() else 0.0
+
+
+def _spread(tensor: Tensor) -> float:
+    """The standard deviation; the greatest magnitude where all is one number, 1 where that is 0."""
+    finite = tensor.double()[tensor.isfinite()]
+    if not finite.numel():
+        return 1.0
+    return finite.std(correction=0).item() or finite.abs().max().item() or 1.0
+
+
+def _floor(tensors: Iterable[Tensor]) -> float:
+    spreads = [_spread(each) for each in tensors]
+    return _FLOOR * statistics.median(spreads) if spreads else 0.0
