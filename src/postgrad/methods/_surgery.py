@@ -49,14 +49,18 @@ def optimizer_follows(model: nn.Module, optimizer: Optimizer | None) -> Iterator
     yield heir_of
     if optimizer is None:
         return
-    after = dict.fromkeys(model.parameters())  # in their order
+    after = {parameter: name for name, parameter in model.named_parameters()}
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in after:
         if parameter not in before and parameter not in groups and parameter.requires_grad:
             group = groups.get(heir_of.get(parameter, parameter), optimizer.param_groups[0])
             group["params"].append(parameter)
+            if "param_names" in group:  # made from named_parameters()
+                group["param_names"].append(after[parameter])
     for group in optimizer.param_groups:
-        group["params"] = [each for each in group["params"] if each in after or each not in before]
+        stays = [each in after or each not in before for each in group["params"]]
+        for key in group.keys() & {"params", "param_names"}:
+            group[key] = list(itertools.compress(group[key], stays))
     for parameter in before - after.keys():
         optimizer.state.pop(parameter, None)
 

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -96,6 +96,20 @@ class WeightAverage(ABC):
             for key, tensors in state["kept"].items()
         }
         self._step, self._samples = state["step"], state["samples"]
+
+    def follow_growth(self, grown: Callable[[Tensor | None, nn.Parameter], Tensor]) -> None:
+        """Go on with a network that has grown in place: `grown(copy, parameter)` is what a kept copy becomes.
+
+        The copy is None for a parameter that is wholly new. For users there is `postgrad.growth.transfer_average`.
+        """
+        if self._is_averaged:
+            raise UserError(f"{self._name}: the network has grown on its averaged weights; leave the `averaged` block")
+        parameters = dict(self.model.named_parameters())
+        kept = {}
+        for key, tensors in self._kept.items():
+            copies = dict(zip(self._parameters, tensors, strict=True))
+            kept[key] = [grown(copies.get(name), parameter) for name, parameter in parameters.items()]
+        self._parameters, self._kept = parameters, kept
 
     @abstractmethod
     def _after_step(self) -> None:
