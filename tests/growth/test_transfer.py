@@ -56,7 +56,7 @@ def network(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(2, 3, 3),
+            nn.Conv2d(2, 3, 3, bias=False),  # whose gradient would be nothing but rounding
             nn.BatchNorm2d(3),
             nn.ReLU(),
             nn.Conv2d(3, 4, 3),
@@ -108,7 +108,7 @@ def grow(model: nn.Sequential, maps: Maps, noise: Mapping[int, Tensor] | None = 
                 ],
                 dim=along.dim,
             )
-        new = (new + added).contiguous()
+        new = (new + added).to(old.dtype).contiguous()
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         setattr(layer, name, new)
@@ -271,8 +271,7 @@ def test_at_the_right_rates_the_grown_network_computes_what_the_old_one_would_ha
         group["lr"] *= rate
     train(old, optimizer, 8)
     train(new, its_optimizer, 8)
-    error = float((new(x) - old(x)).abs().max())
-    # Adam under "copy" sees numerator and denominator grow alike, but what comes next is smaller than what was.
+    error = float((new(x) - old(x)).detach().abs().max())
     assert error < 1e-12 if state == "split" else error > 1e-4
 
 
@@ -399,7 +398,7 @@ def test_groups_positions_names_and_what_is_not_trained() -> None:
     named = dict(model.named_parameters())
     groups = [
         {"params": [(name, named[name]) for name in ("7.weight", "0.weight", "1.bias")], "lr": 0.5},
-        {"params": [(name, named[name]) for name in ("0.bias", "7.bias")]},
+        {"params": [(name, named[name]) for name in ("3.bias", "7.bias")]},
     ]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     bystander = nn.Parameter(torch.zeros(2))
@@ -413,7 +412,7 @@ def test_groups_positions_names_and_what_is_not_trained() -> None:
         [each is now for each, now in zip(group["params"], expected, strict=True)]
         for group, expected in (
             (first, [model[7].weight, model[0].weight, model[1].bias]),
-            (second, [model[0].bias, model[7].bias]),
+            (second, [model[3].bias, model[7].bias]),
             (third, [bystander]),
         )
     ]
@@ -611,8 +610,12 @@ def test_an_average_is_that_of_a_network_grown_before(name: str, noisy: bool) ->
     AVERAGES[name](model).load_state_dict(copy.deepcopy(average.state_dict()))
 
 
-@pytest.mark.parametrize("use_buffers", [False, True])
-@pytest.mark.parametrize("function", [get_ema_multi_avg_fn(0.8), get_swa_multi_avg_fn()], ids=["ema", "swa"])
+@pytest.mark.parametrize(
+    ("function", "use_buffers"),
+    # torch's own mean of buffers fails on the count of batches of a BatchNorm.
+    [(get_ema_multi_avg_fn(0.8), False), (get_ema_multi_avg_fn(0.8), True), (get_swa_multi_avg_fn(), False)],
+    ids=["ema", "ema of buffers", "swa"],
+)
 def test_torchs_average_is_that_of_a_network_grown_before(function: Any, use_buffers: bool) -> None:
     model, maps = network(), wide()
     noise = quiet_noise(maps)
@@ -650,11 +653,11 @@ def test_torchs_average_is_that_of_a_network_grown_before(function: Any, use_buf
 def test_an_average_has_its_own_dtype_and_what_is_new_begins_with_the_networks() -> None:
     model = network().float()
     average = AveragedModel(model).double().requires_grad_(False)
-    fresh = nn.Conv2d(2, 5, 3)
-    fresh.weight.data[:3], fresh.bias.data[:3] = model[0].weight.data, model[0].bias.data
+    fresh = nn.Conv2d(2, 5, 3, bias=False)
+    fresh.weight.data[:3] = model[0].weight.data
     index, share = torch.tensor([0, 1, 2, -1, -1]), torch.ones(5, dtype=torch.float64)
     along = Along(0, index, share, share)
-    moves = [Move(model[0].weight, fresh.weight, (along,)), Move(model[0].bias, fresh.bias, (along,))]
+    moves = [Move(model[0].weight, fresh.weight, (along,))]
     with torch.no_grad():
         average.module[0].weight.mul_(2)
     model[0] = fresh

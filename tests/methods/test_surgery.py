@@ -63,6 +63,17 @@ def test_what_was_left_untrained_and_what_is_another_networks_stay_so() -> None:
     assert optimizer.param_groups[0]["params"] == [*other.parameters(), *model[2].parameters()]
 
 
+def test_names_of_parameters_follow_where_the_optimizer_has_them() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    with optimizer_follows(model, optimizer):
+        replace_modules(model, {model[1]: nn.LayerNorm(4, bias=False)})
+    (group,) = optimizer.param_groups
+    assert group["param_names"] == ["0.weight", "0.bias", "2.weight", "2.bias", "1.weight"]
+    named = dict(model.named_parameters())
+    assert all(named[name] is each for name, each in zip(group["param_names"], group["params"], strict=True))
+
+
 def test_a_surgery_that_fails_leaves_the_optimizer_alone() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
