@@ -674,6 +674,19 @@ def test_an_average_has_its_own_dtype_and_what_is_new_begins_with_the_networks()
     assert weight.abs().sum() > 0  # a copy
 
 
+def test_an_average_follows_a_tensor_that_was_moved_twice() -> None:
+    once, twice = network(), network()
+    averages = [AveragedModel(each) for each in (once, twice)]
+    with torch.no_grad():
+        for average in averages:
+            average.module[3].weight.mul_(3)
+    maps = wide()
+    transfer_average(averages[0], once, grow(once, maps))
+    transfer_average(averages[1], twice, [*grow(twice, {0: maps[0]}), *grow(twice, {3: maps[3]})])
+    for one, other in zip(averages[0].parameters(), averages[1].parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-15)
+
+
 def test_averages_that_cannot_follow() -> None:
     model, other = network(), network(1)
     average = ExponentialMovingAverage(model)
