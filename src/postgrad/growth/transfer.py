@@ -55,6 +55,7 @@ _SHARE_OF: dict[str, Callable[[Tensor], Tensor]] = {
 """What optimizers keep for a parameter -> the share of it that a replica has, from its share of the gradient."""
 
 
+@torch.no_grad()
 def transfer(optimizer: Optimizer, moves: Sequence[Move], *, state: State = "split") -> None:
     """Put grown parameters in the places of the old ones in an optimizer, with what it kept for them.
 
