@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from postgrad.errors import UserError
 from postgrad.files import write_atomic
+from postgrad.growth._comparison import Comparison, Expected, contract, difference, floor
 from postgrad.growth._probes import (
     BATCH,
     SINGLE,
@@ -35,10 +34,9 @@ from postgrad.growth._probes import (
 from postgrad.growth.journal import check_rebuildable, entry_of, journal_of
 from postgrad.growth.moves import Move
 
-_FAR_ABOVE = 1e4
+_ROUNDING = "rounding"
+_FAR_ABOVE = 1e3
 """By how much the negative control must exceed the tolerance."""
-_FLOOR = 1e-6
-"""Of the usual spread: what is zero but for rounding is not measured by its rounding."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,11 @@ class Certificate:
 
     Every error is the greatest difference over the standard deviation of the tensor as it was. `max_error` is that of
     the outputs in float64 in evaluation mode; `errors` has each check's by name: "float64 eval, batch 1", "float64
-    eval, 48×48", "float32 eval, batch 2", "float64 train", "intermediate tensors", "gradients". `exact` is False for
-    operators that are approximate by nature. `mode` is "train" where training mode, its dropout off, was proved too.
-    `journal` is all the growth of the network, this call last; `seconds` is what the certificate itself took.
+    eval, 48×48", "float32 eval, batch 2", "float64 train", "intermediate tensors", "weights", "gradients", and
+    "rounding" where weights that were computed had to be rounded to the network's precision, which the other checks in
+    float64 leave out. `exact` is False for operators that are approximate by nature. `mode` is "train" where training
+    mode, its dropout off, was proved too. `journal` is all the growth of the network, this call last; `seconds` is what
+    the certificate itself took.
     """
 
     max_error: float
@@ -138,9 +138,10 @@ class Witness:
         entry: Mapping[str, Any],
         train: bool,
         exact: bool = True,
-        expected: Callable[[str, Tensor], Tensor | None] | None = None,
+        expected: Expected | None = None,
         moves: Sequence[Move] = (),
         changed: Collection[str],
+        unrounded: Mapping[str, Tensor] | None = None,
         tolerance64: float = 1e-9,
         tolerance32: float = 1e-4,
     ) -> Certificate:
@@ -154,17 +155,21 @@ class Witness:
         exact : False states the errors of the outputs and refuses none.
         expected : gives, for a module's name and a tensor that this gave before, the tensor that it must give now; None
             is not to be compared. By default all are as they were.
-        moves : the parameters that were resized. Over the replicas of a unit, the gradients of what leads into it sum
-            to the old one; those of what leads out of it are the old one. A parameter that is the same object keeps its
-            gradient; any other is not compared.
+        moves : the tensors that were resized. Of replicas that share a weight, or its gradient, the shares sum to what
+            the moves say of the old one; others have all of it. A parameter that is the same object keeps its gradient;
+            that of any other is not compared.
         changed : names of the tensors that the operator wrote. Changed by 1 % in a copy (all parameters, where there
             are none), they must change the output far beyond the tolerance: a check that cannot fail proves nothing.
+        unrounded : by name, in float64, the tensors written that the network's precision cannot hold as they were
+            computed (a third of a float32 weight is none). The checks in float64 take these; that the network holds
+            them rounded, and nothing else, is checked too, and what this makes of the output is stated as "rounding"
+            and held to `tolerance32`.
         """
         started = time.perf_counter()
         call = entry_of(entry)
         check_rebuildable(model, call)
         errors: dict[str, float] = {}
-        limits = {SINGLE: tolerance32}
+        limits = {SINGLE: tolerance32, _ROUNDING: tolerance32}
 
         def judge(name: str, error: float, where: str = "") -> None:
             errors[name] = error
@@ -177,11 +182,17 @@ class Witness:
 
         with quiet():
             double = copy_of(model, torch.float64)
-            seen = _Comparison(self.intermediates, expected)
+            if unrounded:
+                with _running(call.what, _ROUNDING):
+                    rounded = answer(BATCH, double, self.probes[BATCH])
+                judge(_ROUNDING, difference(self.outputs[BATCH], rounded))
+                _unround(call.what, model, double, unrounded)
+            seen = Comparison(self.intermediates, expected)
             with _running(call.what, BATCH):
                 outputs, gradients = observe(double, self.probes[BATCH], seen)
-            judge(BATCH, _difference(self.outputs[BATCH], outputs))
+            judge(BATCH, difference(self.outputs[BATCH], outputs))
             if exact:
+                judge("weights", *_weights(model, double, moves))
                 judge("intermediate tensors", *seen.worst())
                 judge("gradients", *self._gradients(model, gradients, moves))
             for name, before in self.outputs.items():
@@ -189,7 +200,7 @@ class Witness:
                     network = copy_of(model, torch.float32) if name == SINGLE else double
                     with _running(call.what, name):
                         now = answer(name, network, self.probes[name])
-                    judge(name, _difference(before, now))
+                    judge(name, difference(before, now))
             if exact:
                 self._control(call.what, double, changed, _FAR_ABOVE * tolerance64)
         return Certificate(
@@ -204,21 +215,22 @@ class Witness:
     def _gradients(self, model: nn.Module, now: Mapping[str, Tensor], moves: Sequence[Move]) -> tuple[float, str]:
         """How far the gradients are from what they must be, and where."""
         move_to = {id(move.new): move for move in moves}
-        floor = _floor(self.gradients.values())
+        least = floor(self.gradients.values())
         worst = (0.0, "")
         for name, parameter in model.named_parameters():
             move = move_to.get(id(parameter))
             old_name, _ = self.parameters.get(id(move.old if move else parameter), ("", None))
             if old_name in self.gradients:
-                old, new = _contract(self.gradients[old_name], now[name], move)
-                worst = max(worst, (_difference([old], [new], floor), f", {name}"))
+                shares = [(each.dim, each.index, each.gradient) for each in move.along] if move else []
+                old, new = contract(self.gradients[old_name], now[name], shares)
+                worst = max(worst, (difference([old], [new], least), f", {name}"))
         return worst
 
     def _control(self, what: str, double: nn.Module, changed: Collection[str], least: float) -> None:
-        tensors = dict(double.named_parameters(remove_duplicate=False)) | dict(double.named_buffers())
+        tensors = _tensors(double)
         written = [tensors[name] for name in changed] or list(double.parameters())
         perturb(each for each in written if each.is_floating_point())
-        error = _difference(self.outputs[BATCH], answer(BATCH, double, self.probes[BATCH]))
+        error = difference(self.outputs[BATCH], answer(BATCH, double, self.probes[BATCH]))
         if error < least:
             raise UserError(
                 f"{what}: a certificate would prove nothing on this example, since even 1 % of noise on the changed "
@@ -226,33 +238,19 @@ class Witness:
             )
 
 
-class _Comparison:
-    """Compares what modules give, as it comes, with what they gave before."""
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    return {name: tensor for each in named for name, tensor in each}
 
-    def __init__(self, before: Mapping[str, list[list[Tensor]]], expected: Any) -> None:
-        self.before = before
-        self.expected = expected or (lambda _name, old: old)
-        self.floor = _floor(tensor for calls in before.values() for call in calls for tensor in call)
-        self.errors: dict[str, list[float]] = {}
 
-    def __call__(self, name: str, now: list[Tensor]) -> None:
-        before, errors = self.before.get(name, []), self.errors.setdefault(name, [])
-        if len(errors) < len(before):
-            errors.append(self._error(name, before[len(errors)], now))
-
-    def worst(self) -> tuple[float, str]:
-        """The greatest error, and where; that of a call which is made no more is without bound."""
-        for name, calls in self.before.items():
-            for _ in calls:
-                self(name, [])
-        return max(((max(errors), f", {name}") for name, errors in self.errors.items() if errors), default=(0.0, ""))
-
-    def _error(self, name: str, before: list[Tensor], now: list[Tensor]) -> float:
-        wanted = [self.expected(name, each) for each in before]
-        compared = [number for number, each in enumerate(wanted) if each is not None]
-        if compared and len(wanted) != len(now):
-            return math.inf
-        return _difference([wanted[number] for number in compared], [now[number] for number in compared], self.floor)
+def _unround(what: str, model: nn.Module, double: nn.Module, unrounded: Mapping[str, Tensor]) -> None:
+    """Give the copy the tensors as they were computed, where the network holds them rounded."""
+    held, copied = _tensors(model), _tensors(double)
+    with torch.no_grad():
+        for name, value in unrounded.items():
+            if not torch.equal(value.to(held[name]), held[name]):
+                raise UserError(f"{what}: {name} is not what was computed, rounded; the network was left as it was")
+            copied[name].copy_(value)
 
 
 @contextlib.contextmanager
@@ -263,45 +261,13 @@ def _running(what: str, name: str) -> Iterator[None]:
         raise UserError(f"{what}: the network would no longer run ({name}: {error}); it was left as it was") from error
 
 
-def _contract(old: Tensor, new: Tensor, move: Move | None) -> tuple[Tensor, Tensor]:
-    """What a gradient must be, and what it is: summed over the replicas where these share it, else as it is."""
-    for along in move.along if move else ():
-        kept = (along.index >= 0).nonzero().flatten()
-        index, share = along.index[kept], along.gradient[kept].double()
-        new = new.index_select(along.dim, kept)
-        if torch.equal(share, torch.ones_like(share)):
-            old = old.index_select(along.dim, index)
-            continue
-        size = list(new.shape)
-        size[along.dim] = old.shape[along.dim]
-        new = new.new_zeros(size).index_add(along.dim, index, new)
-        whole = new.new_zeros(old.shape[along.dim]).index_add(0, index, share)
-        old = old * whole.reshape(-1, *[1] * (old.dim() - 1 - along.dim))
-    return old, new
-
-
-def _difference(before: Sequence[Tensor], now: Sequence[Tensor], floor: float = 0.0) -> float:
-    """The greatest difference over the spread of the tensor before; without bound where shapes or numbers differ."""
-    if [each.shape for each in before] != [each.shape for each in now]:
-        return math.inf
-    pairs = zip(before, now, strict=True)
-    return max((_error(old.double(), new.detach().double(), floor) for old, new in pairs), default=0.0)
-
-
-def _error(old: Tensor, new: Tensor, floor: float) -> float:
-    same = (old == new) | (old.isnan() & new.isnan())  # infinities too, as masks have them
-    error = torch.where(same, 0.0, (old - new).abs()).nan_to_num(nan=math.inf)
-    return error.max().item() / max(_spread(old), floor) if error.numel() else 0.0
-
-
-def _spread(tensor: Tensor) -> float:
-    """The standard deviation; the greatest magnitude where all is one number, 1 where that is 0."""
-    finite = tensor.double()[tensor.isfinite()]
-    if not finite.numel():
-        return 1.0
-    return finite.std(correction=0).item() or finite.abs().max().item() or 1.0
-
-
-def _floor(tensors: Iterable[Tensor]) -> float:
-    spreads = [_spread(each) for each in tensors]
-    return _FLOOR * statistics.median(spreads) if spreads else 0.0
+def _weights(model: nn.Module, double: nn.Module, moves: Sequence[Move]) -> tuple[float, str]:
+    """How far the resized tensors are from what the moves say; a unit that the example leaves silent shows here."""
+    names, copied = {id(tensor): name for name, tensor in _tensors(model).items()}, _tensors(double)
+    worst = (0.0, "")
+    for move in moves:
+        name = names[id(move.new)]
+        shares = [(each.dim, each.index, each.value) for each in move.along]
+        old, new = contract(move.old.detach().double(), copied[name].detach(), shares)
+        worst = max(worst, (difference([old], [new]), f", {name}"))
+    return worst
