@@ -51,8 +51,8 @@ def size_of(what: Dim | Segment | Factor) -> int:
     if isinstance(what, Axis):
         return what.size
     if what and isinstance(what[0], tuple):
-        return sum(math.prod(size_of(factor) for factor in segment) for segment in what)  # type: ignore[union-attr]
-    return math.prod(size_of(factor) for factor in what)  # type: ignore[arg-type]
+        return sum(size_of(segment) for segment in what)
+    return math.prod(size_of(factor) for factor in what)
 
 
 def resolve(dim: Dim) -> Dim:
@@ -81,20 +81,14 @@ def unify(first: Dim, second: Dim, reason: str) -> None:
     if first == second:
         return
     if (alone := _only_axis(first)) is not None:
-        return _set(alone, second, reason)
-    if (alone := _only_axis(second)) is not None:
-        return _set(alone, first, reason)
-    if len(first) == len(second) == 1:
-        outer = math.gcd(size_of(first[0][0]), size_of(second[0][0]))
-        sizes = [outer, size_of(first) // outer]
-        parts = _split_segment(first[0], sizes), _split_segment(second[0], sizes)
+        _set(alone, second, reason)
+    elif (alone := _only_axis(second)) is not None:
+        _set(alone, first, reason)
+    elif (parts := _parted(first, second)) is not None:
+        for one, other in parts:
+            unify(one, other, reason)
     else:
-        outer = min(size_of(first[0]), size_of(second[0]))
-        parts = cut(first, outer), cut(second, outer)
-    if outer == 1 or parts[0] is None or parts[1] is None:
-        return fix((first, second), reason)
-    for one, other in zip(*parts, strict=True):
-        unify(one, other, reason)
+        fix((first, second), reason)
 
 
 def cut(dim: Dim, at: int) -> tuple[Dim, Dim] | None:
@@ -224,10 +218,23 @@ def _set(axis: Axis, dim: Dim, reason: str) -> None:
     """Let an axis be what a dimension is."""
     axes = axes_of(dim)
     if axis in axes or not axes:
-        return fix((((axis,),), dim), reason)
+        fix((((axis,),), dim), reason)
+        return
     for other in axes:
         other.reasons.update(axis.reasons)
     axis._is = dim
+
+
+def _parted(first: Dim, second: Dim) -> list[tuple[Dim, Dim]] | None:
+    """Two dimensions taken apart alike, into smaller ones that must be the same; None where that cannot be."""
+    if len(first) == len(second) == 1:
+        outer = math.gcd(size_of(first[0][0]), size_of(second[0][0]))
+        sizes = [outer, size_of(first) // outer]
+        one, other = _split_segment(first[0], sizes), _split_segment(second[0], sizes)
+        return None if outer == 1 or one is None or other is None else list(zip(one, other, strict=True))
+    outer = min(size_of(first[0]), size_of(second[0]))
+    heads = cut(first, outer), cut(second, outer)
+    return None if heads[0] is None or heads[1] is None else list(zip(heads[0], heads[1], strict=True))
 
 
 def _cut_factor(factor: Factor, at: int) -> tuple[Factor, Factor]:

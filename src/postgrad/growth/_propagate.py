@@ -148,13 +148,13 @@ def fixed_like(example: Any) -> Values:
 
 
 ELEMENTWISE = (
-    "abs alias alpha_dropout atan bernoulli bitwise_not celu ceil clamp clamp_max clamp_min clone contiguous cos detach "
-    "detach_ dropout elu erf exp expm1 feature_alpha_dropout feature_dropout floor gelu hardshrink hardsigmoid "
+    "abs alias alpha_dropout atan bernoulli bitwise_not celu ceil clamp clamp_max clamp_min clone contiguous cos "
+    "detach detach_ dropout elu erf exp expm1 feature_alpha_dropout feature_dropout floor gelu hardshrink hardsigmoid "
     "hardswish hardtanh isnan leaky_relu lift_fresh_copy log log1p log_sigmoid logical_not mish nan_to_num neg relu "
-    "relu6 reciprocal round rrelu rsqrt selu sigmoid sign silu sin softplus softshrink softsign sqrt square tanh tanhshrink "
-    "threshold to _to_copy type_as zero zeros_like ones_like empty_like rand_like randn_like full_like fill "
+    "relu6 reciprocal round rrelu rsqrt selu sigmoid sign silu sin softplus softshrink softsign sqrt square tanh "
+    "tanhshrink threshold to _to_copy type_as zero zeros_like ones_like empty_like rand_like randn_like full_like fill "
     "add sub mul div true_divide floor_divide maximum minimum pow where masked_fill addcmul addcdiv lerp copy rsub "
-    "eq ne lt le gt ge logical_and logical_or logical_xor fmod remainder __and__ __or__ bitwise_and bitwise_or clamp_tensor"
+    "eq ne lt le gt ge logical_and logical_or logical_xor fmod remainder __and__ __or__ bitwise_and bitwise_or"
 )
 
 
@@ -427,13 +427,30 @@ def _along(step: Step) -> Values:
     return Value(data.dims)
 
 
-@rule("mean", "amax", "amin", "sum", "var", "std", "linalg_vector_norm", "norm", "prod", "any", "all", "max", "min", "argmax")
+@rule(
+    "mean",
+    "amax",
+    "amin",
+    "sum",
+    "var",
+    "std",
+    "linalg_vector_norm",
+    "norm",
+    "prod",
+    "any",
+    "all",
+    "max",
+    "min",
+    "argmax",
+)
 def _reduce(step: Step) -> Values:
     """Means and extremes stay what they are where all units become equally more; sums do not."""
     data = step.read[0]
     place = 2 if step.name in ("linalg_vector_norm", "norm") else 1
     along, keep = step.at(place), bool(step.at(place + 1, False))
-    if step.name in ("var", "std", "any", "all", "max", "min", "argmax", "prod", "norm") or isinstance(along, bool | float):
+    if step.name in ("var", "std", "any", "all", "max", "min", "argmax", "prod", "norm") or isinstance(
+        along, bool | float
+    ):
         return _unknown(step, "is not among the operations that growth can follow")
     count = len(data.dims)
     dims = range(count) if along is None or along == [] else [along] if isinstance(along, int) else along
@@ -446,15 +463,25 @@ def _reduce(step: Step) -> Values:
     if data.weight is not None:
         step.fix(*(data.dims[dim] for dim in reduced), reason="computes with it from a weight")
         _are_rows(step, [data])
-    return Value(tuple(fixed(1) if n in reduced else dim for n, dim in enumerate(data.dims) if keep or n not in reduced))
+    return Value(
+        tuple(fixed(1) if n in reduced else dim for n, dim in enumerate(data.dims) if keep or n not in reduced)
+    )
 
 
-SPATIAL = "max_pool avg_pool adaptive_avg_pool adaptive_max_pool upsample_nearest upsample_bilinear upsample_bicubic lp_pool"
+SPATIAL = (
+    "max_pool avg_pool adaptive_avg_pool adaptive_max_pool upsample_nearest upsample_bilinear upsample_bicubic lp_pool"
+)
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "pixel_shuffle", "interpolate")
 @rule(*(f"{name}{dims}d{more}" for name in SPATIAL.split() for dims in (1, 2, 3) for more in ("", "_with_indices")))
-@rule("adaptive_max_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_linear1d", "upsample_trilinear3d")
+@rule(
+    "adaptive_max_pool2d",
+    "max_pool2d_with_indices",
+    "_adaptive_avg_pool2d",
+    "upsample_linear1d",
+    "upsample_trilinear3d",
+)
 def _spatial(step: Step) -> Values:
     """Dimensions that keep their size pass; those that do not must be fixed ones, as height and width are."""
     data = step.read[0]

@@ -50,10 +50,8 @@ def _first_of_each(index: Tensor, count: int) -> Tensor:
     return first.scatter_reduce_(0, index, torch.arange(len(index), device=index.device), "amin")
 
 
-def _representable(
-    pieces: Tensor, old: Tensor, dim: int, index: Tensor, first: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Where a share would be rounded after all (next to the smallest numbers), the first replica has all of the weight."""
+def _representable(pieces: Tensor, old: Tensor, dim: int, index: Tensor, first: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where a share would be rounded after all (next to the smallest numbers), the first replica has the weight."""
     rounded = (pieces.to(dtype).double() != pieces).double()
     bad = torch.zeros_like(old).index_add_(dim, index, rounded) > 0
     if not bool(bad.any()):

@@ -139,14 +139,15 @@ def analyse(model: nn.Module, example: Tensor | tuple[Any, ...]) -> AxisGraph:
     >>> [(axis.name, axis.size) for axis in graph.axes if not axis.fixed]
     [('conv1', 64), ('layer1.0.conv1', 64), …]
 
-    `example` is an input as the network takes it, (N, C, H, W), or a tuple of its arguments. A network with weights that
-    it uses in training only (auxiliary classifiers) is read in both modes. Raises `UserError` where `torch.export`
+    `example` is an input as the network takes it, (N, C, H, W), or a tuple of its arguments. A network with weights
+    that it uses in training only (auxiliary classifiers) is read in both modes. Raises `UserError` where `torch.export`
     cannot trace it.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     tensors = _tensors(model)
     weights = {name: free_weight(name, tensor) for name, tensor in tensors.items()}
-    notes, outputs = Notes(), {}
+    notes = Notes()
+    outputs: dict[str, Value] = {}
     used = _read(model, inputs, training=False, weights=weights, notes=notes, outputs=outputs)
     if any(name not in used for name, _ in model.named_parameters()):
         _read(model, inputs, training=True, weights=weights, notes=notes, outputs={})
@@ -175,7 +176,7 @@ def _read(
     called: dict[str, set[str]] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            name = names.get(node.name)
+            name = names.get(node.name, "")
             values[node] = weights[name] if name in weights else fixed_like(node.meta.get("val"))
         elif node.op == "call_function":
             values[node] = follow(Step(node, _arguments(node, values), notes))
@@ -187,7 +188,7 @@ def _read(
     for name, calls in called.items():
         if len(calls) > 1:
             outputs.pop(name, None)
-    return {name for node in program.graph.nodes if node.users and (name := names.get(node.name))}
+    return {names[node.name] for node in program.graph.nodes if node.users and node.name in names}
 
 
 def _exported(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> torch.export.ExportedProgram:
@@ -197,7 +198,7 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> torc
         with warnings.catch_warnings(), torch.enable_grad(), _no_fast_path():
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs, strict=False)
-    except Exception as error:  # noqa: BLE001 - whatever the network's own code raises
+    except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{type(model).__name__}: torch.export cannot trace it with an input of {_shapes(inputs)}: "
@@ -237,12 +238,20 @@ def _names_of_inputs(model: nn.Module, program: torch.export.ExportedProgram) ->
 
 def _arguments(node: Node, values: Mapping[Node, Values]) -> tuple[Any, ...]:
     """Arguments in the order of the operation's schema, with values in place of nodes."""
-    given = list(node.args)
+    given: list[Any] = list(node.args)
     schema = getattr(node.target, "_schema", None)
     if schema is not None and node.kwargs:
         for argument in schema.arguments[len(given) :]:
             given.append(node.kwargs.get(argument.name, argument.default_value))
-    return tuple(torch.fx.node.map_arg(given, lambda each: values[each]))
+    return tuple(_replaced(given, values))
+
+
+def _replaced(argument: Any, values: Mapping[Node, Values]) -> Any:
+    if isinstance(argument, Node):
+        return values[argument]
+    if isinstance(argument, list | tuple):
+        return [_replaced(each, values) for each in argument]
+    return argument
 
 
 def _note_outputs(node: Node, value: Values, outputs: dict[str, Value], called: dict[str, set[str]]) -> None:

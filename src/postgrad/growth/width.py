@@ -1,7 +1,7 @@
 """Widening a layer of any network, and all layers coupled with it, without changing what the network computes.
 
-New units are replicas of old ones, and what leads out of a unit is shared between its replicas (Net2Net, Chen, Goodfellow
-and Shlens, arXiv:1511.05641), here through whatever stands between two layers: normalisation, residual sums,
+New units are replicas of old ones, and what leads out of a unit is shared between its replicas (Net2Net, Chen,
+Goodfellow and Shlens, arXiv:1511.05641), here through whatever stands between two layers: normalisation, residual sums,
 concatenations, groups, attention. The shares are drawn, so that replicas do not stay each other's copies in training.
 """
 
@@ -25,7 +25,7 @@ from postgrad.growth.axes import AxisGraph, WidthAxis, analyse, shares, units
 from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.moves import Along, Move
 from postgrad.growth.transaction import transaction
-from postgrad.growth.transfer import transfer
+from postgrad.growth.transfer import State, transfer
 
 Init = Literal["replicate", "fanout_zero"]
 
@@ -44,6 +44,8 @@ class Widening:
     """(new size,): the old unit that each new one is a replica of, -1 where it is of none."""
     share: Tensor
     """(new size,): the share of what leads out of a unit that each of its replicas has."""
+    gain: Tensor
+    """(new size,): by how much each replica is greater than its unit; what leads out of it is divided by that."""
 
 
 def widen(
@@ -55,6 +57,7 @@ def widen(
     optimizer: Optimizer | None = None,
     init: Init = "replicate",
     seed: int = 0,
+    state: State = "split",
 ) -> Certificate:
     """Widen a layer, and every layer coupled with it, in place.
 
@@ -89,7 +92,7 @@ def widen(
     for plan in _plans(graph, axis, size, init, seed):
         try:
             with transaction(model, optimizer):
-                return _carry_out(model, graph, plan, witness, arguments, optimizer)
+                return _carry_out(model, graph, plan, witness, arguments, optimizer, state)
         except UserError as error:
             refused = refused or error
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:
@@ -109,7 +112,9 @@ def _chosen(model: nn.Module, graph: AxisGraph, layer: str, to: int) -> tuple[Wi
         raise unknown_name("layer", name, [each for each in modules if each])
     made = graph.made_by(name)
     if not made:
-        raise UserError(f"{layer}: it makes no channels of its own, so there is nothing to widen; name the layer before")
+        raise UserError(
+            f"{layer}: it makes no channels of its own, so there is nothing to widen; name the layer before"
+        )
     if factor:
         if not factor.isdigit() or not 1 <= int(factor) + 1 <= len(made):
             raise UserError(f"{layer}: {name} makes a product of {len(made)}; its factors are {_named(made)}")
@@ -182,15 +187,24 @@ def _heads_of(graph: AxisGraph, axis: WidthAxis) -> list[WidthAxis]:
 
 def _widening(axis: WidthAxis, size: int, init: Init, generator: torch.Generator) -> Widening:
     old = axis.size
+    if init == "fanout_zero" and (axis.even or axis.scaled):
+        raise UserError(
+            f"{axis.name}: {(axis.even or axis.scaled)[0]} looks at all its units, so new ones cannot be drawn; "
+            'use init="replicate"'
+        )
     if init == "fanout_zero":
         missing = torch.full((size - old,), -1)
         share = torch.cat([torch.ones(old), torch.zeros(size - old)]).double()
-        return Widening(axis.axis, torch.cat([torch.arange(old), missing]), share)
+        return Widening(axis.axis, torch.cat([torch.arange(old), missing]), share, torch.ones(size).double())
     rounds = [torch.randperm(old, generator=generator) for _ in range(math.ceil(size / old) - 1)]
     index = torch.cat([torch.arange(old), *rounds])[:size]
     draws = _gamma(size, generator)
     total = torch.zeros(old, dtype=torch.float64).index_add_(0, index, draws)
-    return Widening(axis.axis, index, draws / total[index])
+    share = draws / total[index]
+    # Where queries meet keys under a scale of one over the root of their size, both have the root of the share, and of
+    # what that scale lost.
+    gain = (share * math.sqrt(size / old)).sqrt() if axis.scaled else torch.ones_like(share)
+    return Widening(axis.axis, index, share, gain)
 
 
 def _gamma(count: int, generator: torch.Generator) -> Tensor:
@@ -206,19 +220,22 @@ def _carry_out(
     witness: Witness,
     arguments: Mapping[str, Any],
     optimizer: Optimizer | None,
+    state: State,
 ) -> Certificate:
     generator = torch.Generator().manual_seed(int(arguments["seed"]) + 1)
-    moves, shapes = _resize(model, graph, plan, generator)
+    moves, unrounded = _resize(model, graph, plan, generator)
+    shapes = {name: list(move.new.shape) for name, move in moves.items()}
     attributes = _update_attributes(model, graph, plan)
     if optimizer is not None:
-        transfer(optimizer, moves, model=model)
+        transfer(optimizer, list(moves.values()), state=state)
     entry = {"operator": "widen", "arguments": dict(arguments), "shapes": shapes, "attributes": attributes}
     certificate = witness.certify(
         model,
         entry=entry,
         train=True,
         expected=_expected(graph, plan),
-        moves=moves,
+        moves=list(moves.values()),
+        unrounded=unrounded,
         changed=[name for name in shapes if _leads_out(graph, name, plan)],
     )
     note_change(model, "growth", **entry)
@@ -234,35 +251,35 @@ def _leads_out(graph: AxisGraph, name: str, plan: Sequence[Widening]) -> bool:
 
 def _resize(
     model: nn.Module, graph: AxisGraph, plan: Sequence[Widening], generator: torch.Generator
-) -> tuple[list[Move], dict[str, list[int]]]:
-    """Put a new tensor in the place of each that has an axis of the plan."""
+) -> tuple[dict[str, Move], dict[str, Tensor]]:
+    """Put a new tensor in the place of each that has an axis of the plan; what had to be rounded is given as it was."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     places = _places(model)
-    moves: list[Move] = []
-    shapes: dict[str, list[int]] = {}
+    moves: dict[str, Move] = {}
+    unrounded: dict[str, Tensor] = {}
     for name, dims in graph.dims.items():
         along = _along(graph, name, dims, plan)
         if not along:
             continue
-        old = dict(places[name][0][0].named_parameters(recurse=False)).get(places[name][0][1])
-        old = old if old is not None else dict(places[name][0][0].named_buffers(recurse=False))[places[name][0][1]]
+        old = tensors[name]
         made = _made(old, along, [(name, each.dim) in graph.notes.columns for each in along], generator)
+        if made.dtype != old.dtype:
+            unrounded[name] = made
+        made = made.to(old.dtype)
         new = nn.Parameter(made, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else made
-        for module, attribute in places[name]:
-            (module._parameters if attribute in module._parameters else module._buffers)[attribute] = new  # type: ignore[assignment,index]
-        moves.append(Move(old, new, tuple(along)))
-        shapes[name] = list(new.shape)
-    return moves, shapes
+        for module, attribute in places[id(old)]:
+            kind: dict[str, Any] = module._parameters if isinstance(old, nn.Parameter) else module._buffers
+            kind[attribute] = new
+        moves[name] = Move(old, new, tuple(along))
+    return moves, unrounded
 
 
-def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Everywhere that a tensor stands, by the first of its names."""
-    first: dict[int, str] = {}
-    places: dict[str, list[tuple[nn.Module, str]]] = {}
-    for path, module in model.named_modules(remove_duplicate=True):
+def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Everywhere that a tensor stands, by its identity."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                name = first.setdefault(id(tensor), f"{path}.{attribute}" if path else attribute)
-                places.setdefault(name, []).append((module, attribute))
+            places.setdefault(id(tensor), []).append((module, attribute))
     return places
 
 
@@ -274,16 +291,15 @@ def _along(graph: AxisGraph, name: str, dims: Sequence[Dim], plan: Sequence[Wide
         if not inside:
             continue
         index = torch.arange(size_of(dim))
-        share = torch.ones(size_of(dim), dtype=torch.float64)
+        out = gain = torch.ones(size_of(dim), dtype=torch.float64)
         for each, wide in _one_by_one(dim, inside):
             next_index = units(wide, each.axis, each.index)
-            next_share = shares(wide, each.axis, each.index, each.share)
             known = next_index.clamp(min=0)
             index = torch.where(next_index < 0, -1, index[known])
-            share = share[known] * next_share
-        ones = torch.ones_like(share)
+            out = out[known] * shares(wide, each.axis, each.index, each.share / each.gain)
+            gain = gain[known] * shares(wide, each.axis, each.index, each.gain)
         summed = (name, number) in graph.notes.columns
-        found.append(Along(number, index, *((share, ones) if summed else (ones, share))))
+        found.append(Along(number, index, *((out, gain) if summed else (gain, out))))
     return found
 
 
@@ -296,8 +312,13 @@ def _one_by_one(dim: Dim, plan: Sequence[Widening]) -> Iterator[tuple[Widening, 
 
 
 def _made(old: Tensor, along: Sequence[Along], summed: Sequence[bool], generator: torch.Generator) -> Tensor:
-    """The new tensor: rows repeated first, then what is summed over shared out."""
+    """The new tensor: rows repeated first, then what is summed over shared out; in float64 where it was computed."""
     tensor = old.detach()
+    if any(
+        bool((each.gradient if columns else each.value).ne(1).any())
+        for each, columns in zip(along, summed, strict=True)
+    ):
+        return _scaled(tensor.double(), along)
     for each, columns in sorted(zip(along, summed, strict=True), key=lambda pair: pair[1]):
         index = each.index.to(tensor.device)
         if bool((index < 0).any()):
@@ -307,6 +328,14 @@ def _made(old: Tensor, along: Sequence[Along], summed: Sequence[bool], generator
         else:
             tensor = tensor.index_select(each.dim, index)
     return tensor.clone(memory_format=torch.preserve_format)
+
+
+def _scaled(tensor: Tensor, along: Sequence[Along]) -> Tensor:
+    for each in along:
+        shape = [1] * tensor.ndim
+        shape[each.dim] = -1
+        tensor = tensor.index_select(each.dim, each.index.to(tensor.device)) * each.value.to(tensor).reshape(shape)
+    return tensor
 
 
 def _with_new(tensor: Tensor, dim: int, index: Tensor, columns: bool, generator: torch.Generator) -> Tensor:
@@ -340,7 +369,10 @@ def _expected(graph: AxisGraph, plan: Sequence[Widening]) -> Callable[[str, Tens
                 index = units(wide, each.axis, each.index)
                 if bool((index < 0).any()):
                     return None
-                before = before.index_select(number, index)
+                shape = [1] * before.ndim
+                shape[number] = -1
+                gain = shares(wide, each.axis, each.index, each.gain)
+                before = before.index_select(number, index) * gain.to(before).reshape(shape)
         return before
 
     return of
@@ -401,7 +433,9 @@ def _said_by(
     if not any(each.axis in axes_of(dim) for dims in own.values() for dim in dims for each in plan):
         return {}
     now = {name: [sizes.of(dim) for dim in dims] for name, dims in own.items()}
-    weight = now.get("weight") or now.get("parametrizations.weight.original0") or now.get("parametrizations.weight.original")
+    weight = (
+        now.get("weight") or now.get("parametrizations.weight.original0") or now.get("parametrizations.weight.original")
+    )
     if isinstance(module, nn.modules.conv._ConvNd) and weight:
         count = int(groups.get("groups", module.groups))
         out, into = (weight[1], weight[0]) if module.transposed else (weight[0], weight[1] * count)
