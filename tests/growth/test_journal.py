@@ -265,6 +265,7 @@ def test_a_rebuilt_network_is_exported(tmp_path: Path, format: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_rebuilt_network_is_compiled() -> None:
     model, again = grown(8, 11), ConvNet()
     apply_changes(again, changes_of(model))

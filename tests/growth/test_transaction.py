@@ -136,7 +136,7 @@ STEPS: dict[str, Step] = {
 }
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(list(STEPS)), max_size=6), st.sampled_from([SGD, Adam]))
 def test_what_fails_anywhere_leaves_no_trace(steps: list[str], kind: type[Optimizer]) -> None:
     def change() -> None:
