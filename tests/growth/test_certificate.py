@@ -299,7 +299,7 @@ def test_any_example_will_do(example: Tensor) -> None:
     assert certify(ConvNet(), lambda _: None, example=example, changed=["conv1.weight"]).max_error == 0
 
 
-@pytest.mark.parametrize("example", [torch.zeros(0, 3, 8, 8), torch.tensor(1.0), ()])
+@pytest.mark.parametrize("example", [torch.zeros(0, 3, 8, 8), torch.zeros(2, 3, 0, 8), torch.tensor(1.0), ()])
 def test_an_example_without_an_image_is_refused(example: Any) -> None:
     with pytest.raises(UserError, match="example: expected a batch of at least one image"):
         Witness.of(ConvNet(), example)

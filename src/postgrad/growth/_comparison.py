@@ -82,16 +82,18 @@ def difference(before: Sequence[Tensor], now: Sequence[Tensor], floor: float = 0
 
 def _error(old: Tensor, new: Tensor, floor: float) -> float:
     same = (old == new) | (old.isnan() & new.isnan())  # infinities too, as masks have them
-    error = torch.where(same, 0.0, (old - new).abs()).nan_to_num(nan=math.inf)
+    error = torch.where(same, 0.0, (old - new).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     return error.max().item() / max(_spread(old), floor) if error.numel() else 0.0
 
 
 def _spread(tensor: Tensor) -> float:
     """The standard deviation; the greatest magnitude where all is one number, 1 where that is 0."""
-    finite = tensor.double()[tensor.isfinite()]
-    if not finite.numel():
+    numbers = tensor.double()
+    if numbers.numel() and not math.isfinite(numbers.sum()):  # a mask, or what it has made
+        numbers = numbers[numbers.isfinite()]
+    if not numbers.numel():
         return 1.0
-    return finite.std(correction=0).item() or finite.abs().max().item() or 1.0
+    return numbers.std(correction=0).item() or numbers.abs().max().item() or 1.0
 
 
 def floor(tensors: Iterable[Tensor]) -> float:

@@ -47,16 +47,16 @@ def probes(example: Tensor | Arguments) -> dict[str, Arguments]:
     nothing, get noise; whole numbers (tokens) are rolled. Raises `UserError` where the example holds no image.
     """
     arguments = example if isinstance(example, tuple) else (example,)
-    size = next((each.size(0) for each in arguments if isinstance(each, Tensor) and each.dim()), 0)
-    if not size:
+    first = next((each for each in arguments if isinstance(each, Tensor) and each.dim()), torch.empty(0))
+    if not first.numel():
         raise UserError("example: expected a batch of at least one image, as the network takes it (N, …)")
     generator = torch.Generator().manual_seed(_SEED)
-    one, two, three = (tuple(_rows(each, size, n, generator) for each in arguments) for n in (1, 2, 3))
+    one, two, three = (tuple(_rows(each, len(first), n, generator) for each in arguments) for n in (1, 2, 3))
     return {
         "float64 eval, batch 1": one,
         BATCH: two,
         "float64 eval, batch 3": three,
-        **{f"float64 eval, {name}": resized for name, resized in _resolutions(one)},
+        **{f"float64 eval, {name}": resized for name, resized in _resolutions(one, first)},
         TRAIN: three,
         SINGLE: two,
     }
@@ -137,7 +137,7 @@ def perturb(tensors: Iterable[Tensor]) -> None:
     """Change tensors in place by noise of 1 % of their standard deviation (of 1 where they are constant)."""
     generator = torch.Generator().manual_seed(_SEED)
     with torch.no_grad():
-        for tensor in tensors:
+        for tensor in (each for each in tensors if each.numel()):
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
             tensor += 0.01 * (tensor.std(correction=0).item() or 1.0) * noise
 
@@ -175,8 +175,7 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _resolutions(arguments: Arguments) -> Iterator[tuple[str, Arguments]]:
-    first = next(each for each in arguments if isinstance(each, Tensor) and each.dim())
+def _resolutions(arguments: Arguments, first: Tensor) -> Iterator[tuple[str, Arguments]]:
     if first.dim() != 4 or not first.is_floating_point():
         return
     height, width = first.shape[2:]
@@ -195,7 +194,7 @@ def _is_like(value: Any, image: Tensor) -> bool:
 
 def _rows(value: Any, size: int, n: int, generator: torch.Generator) -> Any:
     """A batch of n from one argument; what has no batch dimension is left as it is."""
-    if not isinstance(value, Tensor) or value.dim() == 0 or value.size(0) != size:
+    if not isinstance(value, Tensor) or value.dim() == 0 or value.size(0) != size or not value.numel():
         return value
     value = value.detach().cpu()
     rows = value[torch.arange(n) % size]

@@ -208,7 +208,7 @@ class Witness:
             errors=errors,
             exact=exact,
             mode="train" if exact and TRAIN in errors else "eval",
-            journal=(*journal_of(model), call.model_dump(mode="json")),
+            journal=(*journal_of(model), call.to_json()),
             seconds=self.seconds + time.perf_counter() - started,
         )
 

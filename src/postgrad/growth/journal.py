@@ -69,6 +69,10 @@ class Entry(BaseModel):
         place = next((value for value in self.arguments.values() if isinstance(value, str)), "")
         return f"{self.operator} {place}".rstrip()
 
+    def to_json(self) -> dict[str, JsonValue]:
+        """As it stands in a journal: without what is empty."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
 
 def entry_of(entry: Mapping[str, Any]) -> Entry:
     """A checked entry; `UserError` names what is wrong with it.
@@ -88,7 +92,7 @@ def journal_of(model: nn.Module) -> tuple[dict[str, JsonValue], ...]:
     >>> journal_of(model)[0]["operator"]
     'widen'
     """
-    return tuple(dict(change.options) for change in changes_of(model) if change.name == "growth")
+    return tuple(entry_of(change.options).to_json() for change in changes_of(model) if change.name == "growth")
 
 
 def regrow(model: nn.Module, /, **entry: Any) -> None:
@@ -108,7 +112,7 @@ def regrow(model: nn.Module, /, **entry: Any) -> None:
         _resize(model, checked.shapes)
         for name, values in checked.attributes.items():
             _set_attributes(_module(model, name), name, values)
-        note_change(model, "growth", **checked.model_dump(mode="json"))
+        note_change(model, "growth", **checked.to_json())
 
 
 def replay(
@@ -142,12 +146,12 @@ def check_rebuildable(model: nn.Module, entry: Entry) -> None:
 
 def _call(model: nn.Module, entry: Entry, example: Tensor | tuple[Any, ...]) -> Certificate:
     operator = _named(_OPERATORS[entry.operator])
-    arguments: dict[str, Any] = {**entry.arguments, "example": example}
+    arguments: dict[str, Any] = entry.arguments
     try:
-        inspect.signature(operator).bind(model, **arguments)
+        call = inspect.signature(operator).bind(model, **arguments, example=example)
     except TypeError as error:
         raise UserError(f"the journal of growth: {entry.what}: {error}") from error
-    certificate: Certificate = operator(model, **arguments)
+    certificate: Certificate = operator(*call.args, **call.kwargs)
     return certificate
 
 

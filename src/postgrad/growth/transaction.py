@@ -27,7 +27,7 @@ def transaction(model: nn.Module, optimizer: Optimizer | None = None) -> Iterato
     optimizer's groups and state. No tensor is copied, so the block must not write into one: where it did and then
     raised, that cannot be undone, and the error becomes a `RuntimeError` that names the tensor.
     """
-    containers = [pair for module in model.modules() for pair in _copies(vars(module), depth=1)]
+    containers = [pair for module in model.modules() for pair in _copies(vars(module), depth=2)]
     if optimizer is not None:
         containers += _copies(vars(optimizer), depth=3)  # down to the list of a group's parameters
     classes = [(module, type(module)) for module in model.modules()]
@@ -39,7 +39,7 @@ def transaction(model: nn.Module, optimizer: Optimizer | None = None) -> Iterato
             module.__class__ = its_class
         for container, content in containers:
             _refill(container, content)
-        for each in tensors:
+        for each in reversed(tensors):  # gradients before the parameters that they must fit
             each.put_back()
         written = [each.name for each in tensors if each.was_written()]
         if written:
