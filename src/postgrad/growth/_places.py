@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +115,9 @@ def surroundings(model: nn.Module, name: str, example: Example) -> tuple[bool, b
     marker = f"{name}.{put_behind(submodule(marked, name), _Marker())}"
     args = example if isinstance(example, tuple) else (example,)
     try:
-        graph = torch.export.export(marked, args, strict=False).run_decompositions({}).graph
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch.export about torch's own use of pytree
+            graph = torch.export.export(marked, args, strict=False).run_decompositions({}).graph
     except Exception:  # whatever a network can do wrong there
         return False, False
     inside = [node for node in graph.nodes if node.op == "call_function" and _is_in(node, marker)]

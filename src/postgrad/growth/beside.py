@@ -166,8 +166,9 @@ def put_skip(end: nn.Module, begin: nn.Module, *, inputs: int, outputs: int, spa
 
 def run_branches(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
     """The hook of a module that has something beside it."""
-    for each in module.branches:
-        output = each.join(args, kwargs, output)  # type: ignore[operator]
+    branches: Any = module.branches
+    for each in branches:
+        output = each.join(args, kwargs, output)
     return output
 
 

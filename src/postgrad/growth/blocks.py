@@ -9,7 +9,7 @@ named, so that a saved network can be built again from a file that nobody needs 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -148,7 +148,7 @@ class Pool(nn.Module):
         super().__init__()
         if kind not in ("max", "average"):
             raise unknown_name("kind of pooling", str(kind), ("max", "average"))
-        layers = {
+        layers: dict[str, dict[int, Callable[[int], nn.Module]]] = {
             "max": {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d},
             "average": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d},
         }
@@ -224,7 +224,8 @@ def put_behind(module: nn.Module, block: nn.Module) -> str:
 
 def run_grown(module: nn.Module, _args: Any, output: Tensor) -> Tensor:
     """The hook of a module that has blocks behind it."""
-    result: Tensor = module.grown(output)  # type: ignore[operator]
+    blocks: Any = module.grown
+    result: Tensor = blocks(output)
     return result
 
 

@@ -6,13 +6,14 @@ as it is behind a ReLU, or where a ReLU follows anyway; elsewhere the layer stan
 When it fails. A module that runs several times in one forward pass is refused, as a block behind it would. An identity
 layer whose normalisation was set to the statistics of one example is exact in evaluation mode only.
 
-Paper. T. Chen, I. Goodfellow, J. Shlens, "Net2Net", arXiv 1511.05641 (identity layers); T. Wei, C. Wang, Y. Rui, C. Chen,
-"Network Morphism", arXiv 1603.01670 (gates); P. Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677, section
-5.1 (a last γ of zero). Licence or patent note: Apache-2.0; none known.
+Paper. T. Chen, I. Goodfellow, J. Shlens, "Net2Net", arXiv 1511.05641 (identity layers); T. Wei, C. Wang, Y. Rui, C.
+Chen, "Network Morphism", arXiv 1603.01670 (gates); P. Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677,
+section 5.1 (a last γ of zero). Licence or patent note: Apache-2.0; none known.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -35,7 +36,8 @@ Init = Literal["identity", "noise", "random"]
 _INITS = ("identity", "noise", "random")
 _NOISE = 0.1
 """Standard deviation of the noise on an identity layer's zero weights, in units of He's."""
-_CANDIDATES = 2048
+_CANDIDATES = 16384
+_CHANNELS_AT_ONCE = 64
 
 
 def deepen(
@@ -61,15 +63,15 @@ def deepen(
     model : the network; its hooks, parameters and training mode survive.
     after : the dotted name of a module that runs once in a forward pass and gives one tensor.
     example : what the network takes, (N, …), or a tuple of its arguments; its certificate is measured on it.
-    kind : "residual" (default) is exact in training mode too. Behind an `nn.Sequential` of blocks of one class whose last
-        keeps its shape, one more block of that class, drawn anew, whose last normalisation starts at zero (or the last
-        layer of each of its parts). Elsewhere, and where that would not be exact, x + f(x): two 3×3 convolutions with
-        ReLU on images (N, C, …), normalised where the network has batch normalisation; LayerNorm–Linear–GELU–Linear on
-        tokens (N, T, C); Linear–ReLU–Linear on (N, C). The journal says which.
-        "identity" is one layer that starts as the identity, 3×3 or linear, with a ReLU, and normalised where the network
-        has batch normalisation, then set to the example's statistics: exact in evaluation mode only. It stands as it is
-        behind or before a ReLU, as the exported graph shows; elsewhere behind a learned gate, (1 − a)·f(x) + a·x with
-        a = 1, which is exact in training mode too.
+    kind : "residual" (default) is exact in training mode too. Behind an `nn.Sequential` of blocks of one class whose
+        last keeps its shape, one more block of that class, drawn anew, whose last normalisation starts at zero (or the
+        last layer of each of its parts). Elsewhere, and where that would not be exact, x + f(x): two 3×3 convolutions
+        with ReLU on images (N, C, …), normalised where the network has batch normalisation;
+        LayerNorm–Linear–GELU–Linear on tokens (N, T, C); Linear–ReLU–Linear on (N, C). The journal says which.
+        "identity" is one layer that starts as the identity, 3×3 or linear, with a ReLU, and normalised where the
+        network has batch normalisation, then set to the example's statistics: exact in evaluation mode only. It stands
+        as it is behind or before a ReLU, as the exported graph shows; elsewhere behind a learned gate, (1 − a)·f(x) +
+        a·x with a = 1, which is exact in training mode too.
     optimizer : trains the new parameters as well, in the groups of those of the module.
     seed : of the draw of the new weights.
 
@@ -117,7 +119,8 @@ def put_layer(
     if init not in _INITS:
         raise unknown_name("initialisation", str(init), _INITS)
     form = _form(model, where.name, example) if init == "identity" else {"noise": "gated", "random": "residual"}[init]
-    options = dict(features=where.features, spatial=where.spatial, groups=groups, norm=where.norm, form=form)
+    size = {"features": where.features, "spatial": where.spatial, "groups": groups}
+    options = {**size, "norm": where.norm, "form": form}
     train = not where.norm or form in ("gated", "residual")
     witness = Witness.of(model, example, train=train)
     with transaction(model, optimizer), optimizer_follows(model, optimizer) as heir_of:
@@ -178,12 +181,13 @@ def _one_more(where: Place, seed: int) -> tuple[str, list[str]] | None:
     if not list(last.children()):
         return None
     x = where.output.cpu().double()
-    with drawn(seed):
-        try:
-            made = fresh_copy(last).cpu().double().eval()
-        except UserError:
-            return None
-    for layers in _ends(made, x):
+    try:
+        with drawn(seed):
+            drawn_anew = fresh_copy(last).cpu().double().eval()
+    except UserError:
+        return None
+    for layers in _ends(drawn_anew, x):
+        made = copy.deepcopy(drawn_anew)
         zeroed = [f"{path}.{key}" for path in layers for key, _ in made.get_submodule(path).named_parameters()]
         for each in zeroed:
             nn.init.zeros_(made.get_parameter(each))
@@ -247,18 +251,18 @@ def _calibrate(norm: _BatchNorm, x: Tensor) -> None:
     γ = √(σ² + ε) is to hold far beyond the precision of the numbers in which γ and σ² are kept. So of the numbers just
     above the wanted γ, the one is taken whose γ² − ε is nearest to a number σ² of that precision.
     """
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
     dims = [each for each in range(x.dim()) if each != 1]
     variance, mean = torch.var_mean(x.double(), dim=dims, correction=0)
     dtype = norm.weight.dtype
     steps = 1 + torch.arange(_CANDIDATES, device=x.device) * torch.finfo(dtype).eps
-    wanted = (variance + norm.eps).sqrt()
-    gamma = (wanted[:, None] * steps).to(dtype).double()
-    exact = gamma.square() - norm.eps
-    kept = exact.clamp(min=0).to(dtype).double()
-    best = ((kept - exact).abs() / gamma.square()).argmin(dim=1, keepdim=True)
-    norm.weight.copy_(gamma.gather(1, best)[:, 0])
-    norm.running_var.copy_(kept.gather(1, best)[:, 0])
-    norm.bias.copy_(mean)
-    norm.running_mean.copy_(norm.bias)
+    pairs = []
+    for wanted in (variance + norm.eps).sqrt().split(_CHANNELS_AT_ONCE):
+        gamma = (wanted[:, None] * steps).to(dtype).double()
+        exact = gamma.square() - norm.eps
+        kept = exact.clamp(min=0).to(dtype).double()
+        best = ((kept - exact).abs() / gamma.square()).argmin(dim=1, keepdim=True)
+        pairs.append(torch.cat([gamma.gather(1, best), kept.gather(1, best)], dim=1))
+    gamma, kept = torch.cat(pairs).unbind(1)
+    values = {"weight": gamma, "bias": mean, "running_mean": mean, "running_var": kept}
+    for name, value in values.items():
+        getattr(norm, name).copy_(value)
