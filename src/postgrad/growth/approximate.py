@@ -113,6 +113,7 @@ def group_layer(
     witness = Witness.of(model, example, train=False)
     with transaction(model, optimizer), optimizer_follows(model, optimizer) as heir_of:
         old = module.weight
+        assert isinstance(old, nn.Parameter)  # it is not parametrized
         module.weight = nn.Parameter(_grouped(module, where.inputs[0], groups), requires_grad=old.requires_grad)
         heir_of[module.weight] = old
         entry: dict[str, Any] = {

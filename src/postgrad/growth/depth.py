@@ -71,7 +71,7 @@ def deepen(
         "identity" is one layer that starts as the identity, 3×3 or linear, with a ReLU, and normalised where the
         network has batch normalisation, then set to the example's statistics: exact in evaluation mode only. It stands
         as it is behind or before a ReLU, as the exported graph shows; elsewhere behind a learned gate, (1 − a)·f(x) +
-        a·x with a = 1, which is exact in training mode too.
+        a·x with a = 1, which is exact in training mode too; the normalisation then keeps γ = 1 and β = 0.
     optimizer : trains the new parameters as well, in the groups of those of the module.
     seed : of the draw of the new weights.
 
@@ -132,7 +132,7 @@ def put_layer(
             _start(layer, init)
         if isinstance(layer.norm, _BatchNorm):
             seen = where.output if form != "before" else torch.relu(where.output)
-            _calibrate(layer.norm, seen)
+            _calibrate(layer.norm, seen, identity=form in ("after", "before"))
         insertion = {"into": where.name, "block": "layer", "options": options}
         entry = {"operator": operator, "arguments": arguments, "insertions": [insertion]}
         return certified(
@@ -150,13 +150,14 @@ def _form(model: nn.Module, name: str, example: Example) -> str:
     return "after" if non_negative else "before" if cut else "gated"
 
 
-def _cut_at(name: str) -> Callable[[str, Tensor], Tensor | None]:
-    """What a module gives once the ReLU that followed it has become part of it; what holds it may give that, too."""
+def _cut_at(name: str) -> Callable[[str, Tensor], Tensor]:
+    """What modules give once the ReLU that followed one has become part of it: those that pass its output on, too."""
+    cut: list[Tensor] = []
 
-    def expected(module: str, old: Tensor) -> Tensor | None:
+    def expected(module: str, old: Tensor) -> Tensor:
         if module == name:
-            return old.relu()
-        return None if module == "" or name.startswith(f"{module}.") else old
+            cut.append(old)
+        return old.relu() if any(torch.equal(old, each) for each in cut) else old
 
     return expected
 
@@ -214,7 +215,8 @@ def _ends(block: nn.Module, x: Tensor) -> list[list[str]]:
         if isinstance(module, nn.MultiheadAttention):
             layers = [f"{part}.out_proj"]  # its weights are used without a call
         parts += layers[-1:]
-    return [each for each in (norms[-1:], parts) if each]
+    last = [each for each in ran if _is_affine(block.get_submodule(each))][-1:]
+    return [each for each in (norms[-1:], list(dict.fromkeys(parts + last))) if each]
 
 
 def _tried(block: nn.Module, x: Tensor) -> Tensor | None:
@@ -245,11 +247,11 @@ def _start(layer: Layer, init: Init) -> None:
 
 
 @torch.no_grad()
-def _calibrate(norm: _BatchNorm, x: Tensor) -> None:
-    """Set a normalisation to the statistics of its input (N, C, …), so that it is the identity in evaluation mode.
+def _calibrate(norm: _BatchNorm, x: Tensor, *, identity: bool) -> None:
+    """Set a normalisation to the statistics of its input (N, C, …), and where asked to the identity in evaluation mode.
 
-    γ = √(σ² + ε) is to hold far beyond the precision of the numbers in which γ and σ² are kept. So of the numbers just
-    above the wanted γ, the one is taken whose γ² − ε is nearest to a number σ² of that precision.
+    For that γ = √(σ² + ε) is to hold far beyond the precision of the numbers in which γ and σ² are kept. So of the
+    numbers just above the wanted γ, the one is taken whose γ² − ε is nearest to a number σ² of that precision.
     """
     dims = [each for each in range(x.dim()) if each != 1]
     variance, mean = torch.var_mean(x.double(), dim=dims, correction=0)
@@ -263,6 +265,8 @@ def _calibrate(norm: _BatchNorm, x: Tensor) -> None:
         best = ((kept - exact).abs() / gamma.square()).argmin(dim=1, keepdim=True)
         pairs.append(torch.cat([gamma.gather(1, best), kept.gather(1, best)], dim=1))
     gamma, kept = torch.cat(pairs).unbind(1)
-    values = {"weight": gamma, "bias": mean, "running_mean": mean, "running_var": kept}
+    values = {"running_mean": mean, "running_var": kept}
+    if identity:
+        values |= {"weight": gamma, "bias": mean}
     for name, value in values.items():
         getattr(norm, name).copy_(value)
