@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -72,6 +73,21 @@ def resnet() -> nn.Module:
     return ResNet(BasicBlock, [1, 2, 1, 1], num_classes=4, width_per_group=64)
 
 
+def blocks() -> nn.Module:
+    from torchvision.models.resnet import BasicBlock
+
+    half = nn.Sequential(nn.Conv2d(8, 12, 1, 2, bias=False), nn.BatchNorm2d(12))
+    parts = {
+        "stem": nn.Conv2d(3, 8, 3, padding=1),
+        "stage1": nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8)),
+        "stage2": nn.Sequential(BasicBlock(8, 12, 2, half), BasicBlock(12, 12)),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flat": nn.Flatten(),
+        "fc": nn.Linear(12, 4),
+    }
+    return nn.Sequential(OrderedDict(parts))
+
+
 def bottlenecks() -> nn.Module:
     from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -110,6 +126,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "tokens": Tokens,
     "1-D": lambda: Line(1),
     "3-D": lambda: Line(3),
+    "blocks": blocks,
     "resnet": resnet,
     "bottlenecks": bottlenecks,
     "vgg": vgg,

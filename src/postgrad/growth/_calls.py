@@ -59,7 +59,7 @@ def certified(
     certificate = witness.certify(
         model, entry=entry, train=train, exact=exact, expected=expected, moves=moves, changed=changed
     )
-    note_change(model, "growth", **entry)
+    note_change(model, "growth", **certificate.journal[-1])
     return certificate
 
 

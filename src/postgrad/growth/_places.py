@@ -16,7 +16,7 @@ from postgrad.growth.blocks import NORMS, put_behind, submodule
 
 Example = Tensor | tuple[Any, ...]
 
-_NON_NEGATIVE = {"relu", "sigmoid", "softmax", "_softmax", "exp", "abs", "square", "hardsigmoid"}
+_NON_NEGATIVE = {"sigmoid", "softmax", "_softmax", "exp", "abs", "square", "hardsigmoid"}
 """Operations whose result is ≥ 0 whatever they are given."""
 _KEEPS_SIGN = {
     *("clone", "view", "_unsafe_view", "reshape", "flatten", "permute", "transpose", "unsqueeze", "squeeze", "alias"),
@@ -206,9 +206,20 @@ def _operation(node: Any) -> str:
     return str(getattr(target, "_opname", getattr(target, "__name__", "")))
 
 
+def _lower_bound(node: fx.Node) -> float | None:
+    """Where an operation such as relu6 or clamp cuts off; None where it does not, or where only the numbers tell."""
+    if _operation(node) == "relu":
+        return 0.0
+    low = None
+    if _operation(node) in ("hardtanh", "relu6", "clamp", "clamp_min"):
+        defaults = {"hardtanh": -1.0, "relu6": 0.0}
+        low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min", defaults.get(_operation(node)))
+    return float(low) if isinstance(low, int | float) else None
+
+
 def _cuts_at_zero(node: fx.Node) -> bool:
     """Whether g(relu(x)) = g(x)."""
-    return _operation(node) == "relu" or (_operation(node) == "hardtanh" and list(node.args[1:2]) == [0.0])
+    return _lower_bound(node) == 0
 
 
 def _is_non_negative(node: fx.Node) -> bool:
@@ -218,11 +229,9 @@ def _is_non_negative(node: fx.Node) -> bool:
         each = waiting.pop()
         if each in seen or _operation(each) in _NON_NEGATIVE:
             continue
+        if (low := _lower_bound(each)) is not None and low >= 0:
+            continue
         seen.add(each)
-        if _operation(each) == "hardtanh":
-            low = each.args[1] if len(each.args) > 1 else -1.0
-            if isinstance(low, int | float) and low >= 0:
-                continue
         if _operation(each) not in _KEEPS_SIGN or not _numbers_are_non_negative(each):
             return False
         waiting.extend(each.all_input_nodes)

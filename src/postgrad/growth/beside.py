@@ -110,6 +110,7 @@ class Skip(nn.Module):
     def __init__(self, stash: Stash, inputs: int, outputs: int, spatial: int) -> None:
         super().__init__()
         self.stash = stash
+        self.spatial = spatial
         self.gate = nn.Parameter(torch.zeros(1))
         self.project: nn.Module = nn.Identity()
         if inputs != outputs:
@@ -118,7 +119,7 @@ class Skip(nn.Module):
 
     def join(self, _args: tuple[Any, ...], _kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
         """The output with the skip connection added to it."""
-        return output + self.gate[0] * self.project(_fitted(self.stash.take(), output))
+        return output + self.gate[0] * self.project(_fitted(self.stash.take(), output, self.spatial))
 
 
 def put_beside(
@@ -248,13 +249,13 @@ def _add(module: nn.Module, stage: nn.Module) -> str:
     return f"branches.{len(branches) - 1}"
 
 
-def _fitted(value: Tensor, output: Tensor) -> Tensor:
+def _fitted(value: Tensor, output: Tensor, spatial: int) -> Tensor:
     """The value at the resolution of the output: pooled to the same sides, or to none of them."""
-    if value.shape[2:] == output.shape[2:] or value.dim() == 2:
-        return value
     if output.dim() == 2:
-        return value.flatten(2).mean(2)
-    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[output.dim() - 3]
+        return value.flatten(2).mean(2) if value.dim() > 2 else value
+    if not spatial or value.shape[2:] == output.shape[2:]:
+        return value
+    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[spatial - 1]
     return pool(value, output.shape[2:])  # type: ignore[arg-type]
 
 
