@@ -169,4 +169,4 @@ def difference(before: nn.Module, after: nn.Module, x: Tensor | None = None, *, 
     x = images(3, seed=5) if x is None else x
     with torch.no_grad():
         old, new = (without_dropout(copy.deepcopy(each)).double().train(train)(x.double()) for each in (before, after))
-    return ((old - new).abs().max() / old.std()).item()
+    return ((old - new).abs().max() / old.std(correction=0)).item()

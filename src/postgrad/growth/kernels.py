@@ -102,8 +102,7 @@ def _enlarge(layer: Convolution, size: tuple[int, ...]) -> Move:
         for axis, (before, ring) in enumerate(zip(layer.kernel_size, rings, strict=True), start=2)
         if ring
     )
-    sides = [ring for ring in reversed(rings) for _ in range(2)]
-    weight = nn.functional.pad(old.detach(), sides)
+    weight = nn.functional.pad(old.detach(), [ring for ring in reversed(rings) for _ in range(2)])
     weight = weight.contiguous(memory_format=_memory_format(old))
     layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     layer.kernel_size = size
@@ -114,7 +113,7 @@ def _enlarge(layer: Convolution, size: tuple[int, ...]) -> Move:
         layer.padding = tuple(each + further for each, further in zip(layer.padding, more, strict=True))
     # What torch pads by itself for "same" and for reflected, replicated and circular padding, last axis first.
     sides = layer._reversed_padding_repeated_twice
-    layer._reversed_padding_repeated_twice = [each + more[-1 - at // 2] for at, each in enumerate(sides)]
+    layer._reversed_padding_repeated_twice = type(sides)(each + more[-1 - at // 2] for at, each in enumerate(sides))
     return Move(old, layer.weight, along)
 
 

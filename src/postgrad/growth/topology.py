@@ -84,6 +84,7 @@ def branch(
     witness = Witness.of(model, example)
     with transaction(model, optimizer), optimizer_follows(model, optimizer) as heir_of:
         originals = dict(where.module.named_parameters())
+        written = _write_in_place_no_more(where.module)
         options = {"kind": kind, "sizes": ways}
         with drawn(seed):
             name = insert(model, layer, "branches", options)
@@ -96,13 +97,20 @@ def branch(
             with torch.no_grad():
                 total.weights.copy_(_shares(ways, seed))
         share = total.weights[0].item()
-        insertion = {"into": layer, "block": "branches", "options": options}
+        all_ways = [layer, *(f"{name}.copies.{number}" for number in range(ways - 1))]
+        entry = {
+            "operator": "branch",
+            "arguments": arguments,
+            "attributes": {f"{way}{path}": {"inplace": False} for way in all_ways for path in written},
+            "insertions": [{"into": layer, "block": "branches", "options": options}],
+        }
         return certified(
             model,
             witness,
-            {"operator": "branch", "arguments": arguments, "insertions": [insertion]},
+            entry,
             train=True,
-            changed=[f"{name}.weights"],
+            # Not the shares alone: behind them, a normalisation may hide the size of the sum.
+            changed=[f"{name}.{path}" for path, _ in total.named_parameters()],
             moves=[_of_share(each, share) for each in originals.values() if each.dim()],
         )
 
@@ -229,6 +237,14 @@ def insert_dropout(model: nn.Module, after: str, *, p: float, example: Example) 
         insertion = {"into": after, "block": "dropout", "options": options}
         entry = {"operator": "insert_dropout", "arguments": {"after": after, "p": float(p)}, "insertions": [insertion]}
         return certified(model, witness, entry, train=False, changed=[])
+
+
+def _write_in_place_no_more(module: nn.Module) -> list[str]:
+    """Let no activation write into what a module is given, since its copies are given the same; returns which did."""
+    written = [name for name, each in module.named_modules() if getattr(each, "inplace", False) is True]
+    for name in written:
+        module.get_submodule(name).inplace = False  # type: ignore[assignment]
+    return [f".{name}" if name else "" for name in written]
 
 
 def _split_rows(
