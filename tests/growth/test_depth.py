@@ -377,6 +377,7 @@ def _compiler() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself does
 @pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize(("name", "after", "kind"), [("plain", "act", "residual"), ("tokens", "layers.0", "identity")])
 def test_it_is_compiled(name: str, after: str, kind: Any) -> None:

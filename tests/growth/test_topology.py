@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_nets import difference, images, net
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from postgrad.errors import UserError
 from postgrad.growth import topology
@@ -244,6 +245,26 @@ def test_nothing_is_held_after_a_forward_pass() -> None:
     assert keep.stash.value is None
 
 
+@pytest.mark.parametrize(("first", "last", "works"), [(0, 1, True), (0, 2, True), (1, 2, False)])
+def test_a_skip_connection_in_a_checkpointed_part(first: int, last: int, works: bool) -> None:
+    """Run again are the layers from `first` to `last`: that of the begin, those of both ends, that of the end."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    x = images()[..., 0, :3]
+    add_skip(model, "0", "1", example=x)
+    shaken(model)
+
+    def again(y: Tensor) -> Tensor:
+        return checkpoint(model[first:last], y, use_reentrant=False)
+
+    (expected,) = torch.autograd.grad(model(x).square().sum(), model[0].weight)
+    y = model[last:](again(model[:first](x))).square().sum()
+    if works:
+        torch.testing.assert_close(torch.autograd.grad(y, model[0].weight)[0], expected)
+    else:
+        with pytest.raises(UserError, match="ran without the one where it begins"):
+            torch.autograd.grad(y, model[0].weight)
+
+
 @pytest.mark.parametrize(
     ("name", "source", "target", "message"),
     [
@@ -405,6 +426,7 @@ def _compiler() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself does
 @pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize("steps", CHAINS, ids=" + ".join)
 def test_it_is_compiled_as_one_graph(steps: list[str]) -> None:

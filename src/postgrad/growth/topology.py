@@ -5,7 +5,8 @@ a factor of zero adds nothing yet. All of these factors are learned.
 
 Cost. As many times the work as there are ways. When it fails. Copies are drawn apart by their different factors alone,
 which an optimizer that divides by the size of gradients (Adam) takes away again: the two halves of a branch then stay
-alike but for dropout; "gated" branches do not.
+alike but for dropout; "gated" branches do not. A part that torch.utils.checkpoint runs
+a second time has to hold both ends of a skip connection, or only where it begins; otherwise that run is refused.
 
 Paper. H. Cai, J. Yang, W. Zhang, S. Han, Y. Yu, "Path-Level Network Transformation", arXiv 1806.02639 (replicate and
 add, split and concatenate); T. Wei, C. Wang, Y. Rui, C. Chen, "Network Morphism", arXiv 1603.01670. Licence or patent
@@ -129,9 +130,10 @@ def add_skip(
     >>> add_skip(model, "layer1", "layer3", example=images).mode
     'train'
 
-    What `target` gives becomes f(x) + s·P(what `source` gives), s learned and 0 at the start. P is the identity where
-    both are of one shape. Otherwise it pools images of (N, C, …) to the sides of the target's (to one number a channel
-    where that is (N, C)), and maps another number of channels by a 1×1 convolution or linear layer without bias.
+    What `target` gives becomes f(x) + s·P(what `source` gives), s learned and 0 at the start. (An activation that works
+    in place on the source's output has then been applied to it.) P is the identity where both are of one shape.
+    Otherwise it pools images of (N, C, …) to the sides of the target's (to one number a channel where that is (N, C)),
+    and maps another number of channels by a 1×1 convolution or linear layer without bias.
 
     Parameters
     ----------
