@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import difference, images, net
 from torch import Tensor, nn
@@ -85,6 +85,7 @@ def test_half_precision_stays_half_under_autocast(name: str) -> None:
     torch.testing.assert_close(y, x, rtol=0, atol=0)
 
 
+@settings(max_examples=30)
 @given(
     n=st.integers(1, 3),
     features=st.integers(1, 5),
