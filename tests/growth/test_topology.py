@@ -24,6 +24,7 @@ from postgrad.growth.beside import Keep, Skip
 from postgrad.growth.depth import deepen
 from postgrad.growth.journal import journal_of, regrow, replay
 from postgrad.growth.topology import add_skip, branch, insert_dropout, insert_group
+from postgrad.methods.normalisation import Scale
 from postgrad.models.export import export, load_exported
 
 Step = tuple[Callable[..., Any], dict[str, Any]]
@@ -371,7 +372,7 @@ def test_branching_over_half_a_skip_connection_is_refused() -> None:
 
 CHAINS = [
     ["add", "add", "gated"],
-    ["group", "concat", "add three"],
+    ["concat", "add three", "group"],
     ["skip", "concat linear", "pooled skip", "dropout"],
     ["group", "add", "skip", "add three"],
 ]
@@ -446,3 +447,11 @@ def test_it_is_exported(steps: list[str], format: str, tmp_path: Path) -> None:
     file = tmp_path / f"net.{format}"
     export(model, file, format=format, example=images())
     torch.testing.assert_close(load_exported(file)(images(3)), model(images(3)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_with_a_scalar_of_its_own_is_branched() -> None:
+    scaled = nn.Sequential(nn.Conv2d(3, 8, 3), Scale(0.5), nn.ReLU())
+    model = nn.Sequential(scaled, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    before = copy.deepcopy(model)
+    branch(model, "0", example=images())
+    assert difference(before, model) <= 1e-9

@@ -58,6 +58,8 @@ def contract(old: Tensor, new: Tensor, shares: Sequence[tuple[int, Tensor, Tenso
     of the old unit that each new one has. New units that come from none are left out.
     """
     old = old.cpu()
+    if not old.dim():  # one number for all, as a branch's share of a scalar's gradient
+        old, new = old.reshape(1), new.reshape(1)
     for dim, index, share in shares:
         kept = (index >= 0).nonzero().flatten().cpu()
         index, share = index.cpu()[kept], share.cpu()[kept].double()
@@ -73,7 +75,11 @@ def contract(old: Tensor, new: Tensor, shares: Sequence[tuple[int, Tensor, Tenso
 
 
 def difference(before: Sequence[Tensor], now: Sequence[Tensor], floor: float = 0.0) -> float:
-    """The greatest difference over the spread of the tensor before; without bound where shapes or numbers differ."""
+    """The greatest difference over the spread of the tensor before; without bound where shapes or numbers differ.
+
+    The spread is the standard deviation, so that an output may not hide behind its mean. With a `floor`, which layers'
+    outputs and gradients have, it is the root of the mean square: many of these are nearly one number.
+    """
     if [each.shape for each in before] != [each.shape for each in now]:
         return math.inf
     pairs = zip(before, now, strict=True)
@@ -83,17 +89,18 @@ def difference(before: Sequence[Tensor], now: Sequence[Tensor], floor: float = 0
 def _error(old: Tensor, new: Tensor, floor: float) -> float:
     same = (old == new) | (old.isnan() & new.isnan())  # infinities too, as masks have them
     error = torch.where(same, 0.0, (old - new).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
-    return error.max().item() / max(_spread(old), floor) if error.numel() else 0.0
+    return error.max().item() / max(_spread(old, about_zero=floor > 0), floor) if error.numel() else 0.0
 
 
-def _spread(tensor: Tensor) -> float:
-    """The standard deviation; the greatest magnitude where all is one number, 1 where that is 0."""
+def _spread(tensor: Tensor, about_zero: bool = False) -> float:
+    """The standard deviation, or the root mean square; the greatest magnitude where that is 0, else 1."""
     numbers = tensor.double()
     if numbers.numel() and not math.isfinite(numbers.sum()):  # a mask, or what it has made
         numbers = numbers[numbers.isfinite()]
     if not numbers.numel():
         return 1.0
-    return numbers.std(correction=0).item() or numbers.abs().max().item() or 1.0
+    spread = numbers.square().mean().sqrt() if about_zero else numbers.std(correction=0)
+    return spread.item() or numbers.abs().max().item() or 1.0
 
 
 def floor(tensors: Iterable[Tensor]) -> float:

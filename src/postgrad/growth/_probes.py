@@ -139,6 +139,8 @@ def perturb(tensors: Iterable[Tensor]) -> None:
     with torch.no_grad():
         for tensor in (each for each in tensors if each.numel()):
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
+            if tensor.numel() == 1:
+                noise.fill_(1)  # a single draw may be next to nothing
             tensor += 0.01 * (tensor.std(correction=0).item() or 1.0) * noise
 
 

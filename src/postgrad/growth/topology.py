@@ -112,7 +112,7 @@ def branch(
             train=True,
             # Not the shares alone: behind them, a normalisation may hide the size of the sum.
             changed=[f"{name}.{path}" for path, _ in total.named_parameters()],
-            moves=[_of_share(each, share) for each in originals.values() if each.dim()],
+            moves=[_of_share(each, share) for each in originals.values()],
         )
 
 
@@ -322,7 +322,7 @@ def _shares(ways: int, seed: int) -> Tensor:
 
 def _of_share(parameter: nn.Parameter, share: float) -> Move:
     """The parameter itself, which now gets a share of the gradient."""
-    size = parameter.shape[0]
+    size = parameter.shape[0] if parameter.dim() else 1
     shares = torch.full((size,), share, dtype=torch.float64)
     along = Along(0, torch.arange(size), value=torch.ones(size, dtype=torch.float64), gradient=shares)
     return Move(parameter, parameter, (along,))
