@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from postgrad.errors import UserError
-from postgrad.growth.approximate import group_layer, insert_pool
+from postgrad.growth.approximate import group_layer, insert_pool, stack
 from postgrad.growth.journal import journal_of, regrow
 
 
@@ -143,3 +143,38 @@ def test_groups_that_cannot_be_are_refused(layer: str, groups: int, message: str
 def test_a_grouped_layer_is_refused() -> None:
     with pytest.raises(UserError, match="not a dense convolution"):
         group_layer(net("mobilenet"), "features.2.conv.1.0", groups=2, example=images())
+
+
+def test_stacking_runs_the_last_block_twice() -> None:
+    model = net("blocks")
+    twice = copy.deepcopy(model)
+    twice.stage1.register_forward_hook(lambda stage, _args, output: stage[-1](output))
+    expected = difference(net("blocks"), twice, images())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    certificate = stack(model, "stage1", example=images(), optimizer=optimizer)
+    assert not certificate.exact
+    assert certificate.errors["float64 eval, batch 2"] == pytest.approx(expected, rel=1e-6)
+    assert difference(twice, model) == 0
+    assert {id(each) for group in optimizer.param_groups for each in group["params"]} == set(
+        map(id, model.parameters())
+    )
+    other = net("blocks", seed=3)
+    for entry in journal_of(model):
+        regrow(other, **entry)
+    other.load_state_dict(model.state_dict())
+    assert difference(model, other) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "message"),
+    [
+        (net, "c0", "is no nn.Sequential of blocks"),
+        (lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 2, 3)), nn.Flatten()), "0", "cannot follow itself"),
+    ],
+)
+def test_stacking_where_it_cannot_be_is_refused(model: Any, stage: str, message: str) -> None:
+    made = model()
+    before = list(made.named_modules())
+    with pytest.raises(UserError, match=message):
+        stack(made, stage, example=images())
+    assert list(made.named_modules()) == before

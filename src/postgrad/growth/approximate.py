@@ -1,14 +1,17 @@
-"""Changes that do not keep what a network computes: pooling put in, a dense convolution made a grouped one.
+"""Changes that do not keep what a network computes: pooling put in, groups in a dense convolution, a block stacked.
 
 Their certificates state how far the outputs went, and refuse nothing. They are steps of a search, not of a growth: what
 they cost is to be repaired by distillation from the network as it was (copy it before), and to be accepted only where
 the repaired network does as well on validation data.
 
 Idea. Pooling saves three quarters of the work behind it on images. A grouped convolution has 1/groups of the weights:
-the blocks on the diagonal stay, each filter scaled by least squares towards what the dense one gave on the example.
+the blocks on the diagonal stay, each filter scaled by least squares towards what the dense one gave on the example. A
+block that is stacked upon itself, its weights with it, is a deeper network that soon learns what the shallower one
+knew.
 
-Paper. None for either as a step of growth; S. Xie et al., "ResNeXt", arXiv 1611.05431, is why grouped convolutions are
-worth having. Licence or patent note: Apache-2.0; none known.
+Paper. None for the first two as steps of growth; S. Xie et al., "ResNeXt", arXiv 1611.05431, is why grouped
+convolutions are worth having. Stacking: L. Gong et al., "Efficient Training of BERT by Progressively Stacking", ICML
+2019; W. Du et al., "Stacking Your Transformers", arXiv 2405.15319. Licence or patent note: Apache-2.0; none known.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from postgrad.errors import UserError, unknown_name
-from postgrad.growth._calls import certified, check_own_weight
+from postgrad.growth._calls import certified, check_own_weight, join_groups
 from postgrad.growth._places import Example, call, place
 from postgrad.growth.blocks import insert
 from postgrad.growth.certificate import Certificate, Witness
@@ -123,6 +126,48 @@ def group_layer(
             "attributes": {layer: {"groups": groups}},
         }
         return certified(model, witness, entry, train=False, exact=False, changed=[])
+
+
+def stack(model: nn.Module, stage: str, *, example: Example, optimizer: Optimizer | None = None) -> Certificate:
+    """Put a copy of a stage's last block behind it, weights and all, in place: approximate, to be trained on.
+
+    >>> stack(model, "layer3", example=images).exact
+    False
+
+    What exact growth is to be compared with: it starts from another function, and often ends as high.
+
+    Parameters
+    ----------
+    model : the network; its hooks, the names of its parameters and its training mode survive.
+    stage : the dotted name of an `nn.Sequential` whose last block gives the shape that it takes.
+    example : what the network takes, (N, …), or a tuple of its arguments; the error is measured on it.
+    optimizer : trains the new parameters as well, in the groups of those of the stage.
+
+    `UserError`, network and optimizer left as they were: no such stage, or one whose last block cannot follow itself.
+    """
+    where = place(model, stage, example)
+    blocks = list(where.module.named_children()) if isinstance(where.module, nn.Sequential) else []
+    if not blocks:
+        raise UserError(f"'{stage}' is no nn.Sequential of blocks; name a stage of the network")
+    last, block = blocks[-1]
+    witness = Witness.of(model, example, train=False)
+    with transaction(model, optimizer), optimizer_follows(model, optimizer) as heir_of:
+        options = {"of": f"{stage}.{last}"}
+        new = model.get_submodule(insert(model, stage, "copy", options))
+        new.load_state_dict(block.state_dict())
+        join_groups(heir_of, new, block)
+        _check_follows(model, stage, example)
+        insertion = {"into": stage, "block": "copy", "options": options}
+        entry = {"operator": "stack", "arguments": {"stage": stage}, "insertions": [insertion]}
+        return certified(model, witness, entry, train=False, exact=False, changed=[])
+
+
+def _check_follows(model: nn.Module, stage: str, example: Example) -> None:
+    try:
+        with torch.no_grad():
+            call(copy.deepcopy(model).eval(), example)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the last block of '{stage}' cannot follow itself: {error}; deepen takes any place") from error
 
 
 def _check_runs(model: nn.Module, after: str, example: Example) -> None:

@@ -29,6 +29,7 @@ _OPERATORS = {
     "insert_group": "postgrad.growth.topology:insert_group",
     "insert_dropout": "postgrad.growth.topology:insert_dropout",
     "insert_pool": "postgrad.growth.approximate:insert_pool",
+    "stack": "postgrad.growth.approximate:stack",
     "group_layer": "postgrad.growth.approximate:group_layer",
 }
 """Name in the journal -> the operator. A fixed table: a journal cannot name code."""
