@@ -1,6 +1,8 @@
-"""Networks with batch normalisation that are small enough for studies on a processor."""
+"""Networks that are small enough for studies on a processor."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,3 +41,65 @@ class ResNet8(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.bn1(self.conv1(x))))
         return self.fc(x.mean((2, 3)))
+
+
+class SmallVGG(nn.Module):
+    """VGG without normalisation: three stages of 3×3 convolutions with pooling behind each, and two linear layers.
+
+    `depths` are the convolutions of each stage. With 1, 1, 1 it has five layers with weights, with 2, 2, 2 eight, as
+    the VGG8 that is grown, and with 4, 5, 5 sixteen.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+        depths: Sequence[int] = (1, 1, 1),
+        widths: Sequence[int] = (16, 32, 64),
+        hidden: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        channels = [in_channels, *widths]
+        self.stages = nn.Sequential(
+            *(_stage(*sizes) for sizes in zip(channels[:-1], channels[1:], depths, strict=True)),
+        )
+        self.hidden = nn.Sequential(nn.Linear(widths[-1] * (image_size // 8) ** 2, hidden), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = F.max_pool2d(stage(x), 2)
+        return self.fc(self.dropout(self.hidden(x.flatten(1))))
+
+
+def _stage(into: int, out: int, depth: int) -> nn.Sequential:
+    layers = [nn.Sequential(nn.Conv2d(into if n == 0 else out, out, 3, padding=1), nn.ReLU()) for n in range(depth)]
+    return nn.Sequential(*layers)
+
+
+def vgg5(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """One convolution in each stage."""
+    return SmallVGG(num_classes, in_channels, image_size)
+
+
+def vgg5_narrow(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """One convolution in each stage, half as wide."""
+    return SmallVGG(num_classes, in_channels, image_size, widths=(8, 16, 32))
+
+
+def vgg8(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """Two convolutions in each stage."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(2, 2, 2))
+
+
+def vgg8_dropout(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """Two convolutions in each stage, and dropout before the last layer."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(2, 2, 2), dropout=0.5)
+
+
+def vgg16(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """Fourteen convolutions, and no normalisation to train them by."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(4, 5, 5))
