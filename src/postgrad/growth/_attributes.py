@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -111,22 +111,30 @@ def _of_its_own(
     module: nn.Module, own: Mapping[str, tuple[Dim, ...]], sizes: _Sizes, eager: bool
 ) -> dict[str, int | float]:
     """Attributes of a class that is not torch's: whole numbers called like a width, and one over the root of one."""
-    then: dict[int, set[int]] = {}
-    for dims in own.values():
-        for dim in dims:
-            parts = [dim, *(((axis,),) for axis in axes_of(dim))]
-            parts += [(segment[-2:],) for segment in resolve(dim) if len(segment) > 2]
-            for part in parts:
-                then.setdefault(size_of(part), set()).add(sizes.of(part))
+    near = _sizes_after((dims for name, dims in own.items() if name.count(".") < 2), sizes)
+    then = {**_sizes_after(own.values(), sizes), **near}  # what its own layers say counts before what is deeper
     found: dict[str, int | float] = {}
     for name, value in vars(module).items():
         if type(value) is int and _WIDTH.search(name):
-            after = then.get(value, set()) - ({value} if eager else set())
+            after = then.get(value, {value})
+            if eager and value in near:
+                after = after - {value}
             if len(after) == 1 and after != {value}:
-                found[name] = after.pop()
+                (found[name],) = after
         elif type(value) is float and name.endswith("scale"):
-            # Attention's scale, which its code may use or leave to torch.
-            roots = {tuple(after) for size, after in then.items() if size**-0.5 == value and after != {size}}
-            if len(roots) == 1 and len(after_root := roots.pop()) == 1:
-                found[name] = after_root[0] ** -0.5
+            # Attention's scale, which its code may use itself or leave to torch.
+            roots = {number for size, after in near.items() if size**-0.5 == value for number in after}
+            if len(roots) == 1 and (now := roots.pop() ** -0.5) != value:
+                found[name] = now
     return found
+
+
+def _sizes_after(tensors: Iterable[tuple[Dim, ...]], sizes: _Sizes) -> dict[int, set[int]]:
+    """What the sizes in some tensors' dimensions are then."""
+    then: dict[int, set[int]] = {}
+    for dim in (dim for dims in tensors for dim in dims):
+        parts = [dim, *(((axis,),) for axis in axes_of(dim))]
+        parts += [(segment[-2:],) for segment in resolve(dim) if len(segment) > 2]
+        for part in parts:
+            then.setdefault(size_of(part), set()).add(sizes.of(part))
+    return then

@@ -118,9 +118,12 @@ class AxisGraph:
         if not names:
             names = [name for name in self.dims if name.startswith(f"{prefix}parametrizations.weight.original")]
         for name in sorted(names, key=lambda name: not name.endswith(("weight", "in_proj_weight", "original"))):
-            for number, dim in enumerate(self.dims[name]):
-                if (name, number) in self.notes.rows and axes_of(dim):
-                    return dim
+            found = [
+                dim for number, dim in enumerate(self.dims[name]) if (name, number) in self.notes.rows and axes_of(dim)
+            ]
+            if found:
+                # An embedding that is the classifier too has its words among them, which are fixed.
+                return next((dim for dim in found if not all(axis.reasons for axis in axes_of(dim))), found[0])
         return ()
 
     def dimensions_of(self, axis: Axis) -> Iterator[tuple[str, int]]:

@@ -32,7 +32,9 @@ CONCENTRATION = 10.0
 
 _STEPS = 20
 _ENOUGH = 1e-4
-"""Relative gain in the squared gradient below which the search ends."""
+"""Relative gain in the squared gradient below which a step was in vain."""
+_PATIENCE = 2
+"""Steps in vain after which the search goes on."""
 _PROBE = 1e-4
 """Size of what leads out of new units while it is tried what should lead in, relative to that of old ones."""
 
@@ -72,8 +74,8 @@ def greatest_gradient(
     `plan` has one axis, whose new units are drawn; `loss` is given copies of the network, in its own mode. Maximised is
     Σ ‖∂L/∂uⱼ‖² over the new units j, uⱼ being all that leads out of one (zero); wⱼ, all that leads in, has the length
     of an old unit's on average, and the wⱼ are orthogonal as far as there are as many dimensions (arXiv:2201.05125,
-    equation 10, for Aᵀ). For a linear path between, ∂L/∂u = A·w, and the maximum c²·Σ σᵢ² is reached with the first
-    right singular vectors of A; a convolution's are those of its unfolded patches. A itself is never made: with u = ε·v
+    section 3, for Aᵀ). For a linear path between, ∂L/∂u = A·w, and the maximum c²·Σ σᵢ² is that of the first right
+    singular vectors of A; a convolution's are those of its unfolded patches. A itself is never made: with u = ε·v
     in a copy of the network ∂L/∂w is ε·Aᵀ·v, so that orthogonal iteration takes two passes a step, through whatever
     stands between. Under other activations this is a search by their slopes at hand, which keeps the best that it met;
     it begins with what `init="fanout_zero"` draws, and is never worse.
@@ -85,17 +87,20 @@ def greatest_gradient(
     units = _NewUnits(network, graph, plan.widenings[0])
     length = units.length_of_old(units.into)
     probe = _PROBE * (units.length_of_old(units.out) or 1.0)
-    best, chosen, last = 0.0, units.get(units.into), 0.0
-    for _ in range(_STEPS):
+    best, chosen = -1.0, units.get(units.into)
+    greatest, waited = 0.0, 0  # of what has the right length
+    for step in range(_STEPS):
         outgoing = units.gradient(units.out, network, loss)
         squared = outgoing.double().square().sum().item()
         if not math.isfinite(squared):
             raise UserError("gradmax: the gradient of the loss is not finite; give a loss that the network has learned")
         if squared > best:
             best, chosen = squared, units.get(units.into)
-        if squared <= last * (1 + _ENOUGH):
+        if step:
+            waited = 0 if squared > greatest * (1 + _ENOUGH) else waited + 1
+            greatest = max(greatest, squared)
+        if waited > _PATIENCE:
             break
-        last = squared
         units.set(units.out, F.normalize(outgoing) * probe)
         units.set(units.into, _orthogonal(units.gradient(units.into, network, loss)) * length)
         units.set(units.out, torch.zeros_like(outgoing))

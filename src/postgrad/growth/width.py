@@ -8,6 +8,7 @@ concatenations, groups, attention. The shares are drawn, so that replicas do not
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -112,7 +113,7 @@ def widen(
                     "was"
                 )
     assert refused is not None
-    raise _stream_instead(graph, axis, layer) or refused
+    raise _instead(graph, axis, size, layer) or refused
 
 
 def _chosen(model: nn.Module, graph: AxisGraph, layer: str, to: int) -> tuple[WidthAxis, int]:
@@ -227,16 +228,26 @@ def _products(graph: AxisGraph) -> Iterator[tuple[tuple[Axis, Axis], Axis]]:
                     yield (dim[0][0], dim[0][1]), other[0]
 
 
-def _stream_instead(graph: AxisGraph, axis: WidthAxis, layer: str) -> UserError | None:
-    """Where the code ties heads × their size to as many units: which layer to widen in their place."""
-    by_axis = {each.axis: each for each in graph.axes}
-    streams = [by_axis[stream] for pair, stream in _products(graph) if axis.axis in pair]
-    if not streams or streams[0].fixed:
+def _instead(graph: AxisGraph, axis: WidthAxis, size: int, layer: str) -> UserError | None:
+    """What to do where the network's code ties heads × their size to as many units."""
+    streams = [stream for pair, stream in _products(graph) if axis.axis in pair and not stream.reasons]
+    if streams:
+        stream = next(each for each in graph.axes if each.axis is streams[0])
+        return UserError(
+            f"{layer}: in the network's own code its heads times their size are the {stream.size} channels of "
+            f"{stream.name}; widen that layer, to={2 * stream.size}, and they follow"
+        )
+    steps = [
+        math.lcm(*(axis.size // math.gcd(axis.size, each.size) for each in factors))
+        for factors in _factors_of(graph, axis)
+        if factors
+    ]
+    if not steps or any(size % step == 0 for step in steps):
         return None
-    stream = streams[0]
+    near = sorted({each for step in steps for each in (size // step * step, size // step * step + step)})
     return UserError(
-        f"{layer}: in the network's own code its heads times their size are the {stream.size} channels of "
-        f"{stream.name}; widen that layer, to={2 * stream.size}, and they follow"
+        f"{layer}: the network's own code divides its channels into heads: "
+        f"to={_or([each for each in near if each > axis.size])}, not {size}"
     )
 
 
