@@ -18,6 +18,9 @@ Said = dict[str, dict[str, int | float | list[int]]]
 
 _WIDTH = re.compile(r"(heads?|dim|dims|channels?|features?|hidden|width|groups?|planes|size|embed|inner|chans)$")
 
+_WEIGHTS = ("weight", "parametrizations.weight.original1", "parametrizations.weight.original")
+"""Where a layer's weight stands; of one in two parts, as weight normalisation has it, the part that has its shape."""
+
 
 def attributes_of(model: nn.Module, graph: AxisGraph, plan: Plan, *, eager: bool = False) -> Said:
     """What modules must say once a plan is carried out, where that is not what they say now.
@@ -80,9 +83,7 @@ def _said_by(
     if not any(sizes.change(dim) for dims in own.values() for dim in dims):
         return {}
     now = {name: [sizes.of(dim) for dim in dims] for name, dims in own.items()}
-    weight = (
-        now.get("weight") or now.get("parametrizations.weight.original0") or now.get("parametrizations.weight.original")
-    )
+    weight = next((now[name] for name in _WEIGHTS if name in now), None)
     if isinstance(module, nn.modules.conv._ConvNd) and weight:
         count = int(groups.get("groups", module.groups))
         out, into = (weight[1], weight[0]) if module.transposed else (weight[0], weight[1] * count)

@@ -251,7 +251,7 @@ def _arguments(node: Node, values: Mapping[Node, Values]) -> tuple[Any, ...]:
     """Arguments in the order of the operation's schema, with values in place of nodes."""
     given: list[Any] = list(node.args)
     schema = getattr(node.target, "_schema", None)
-    if schema is not None and node.kwargs:
+    if schema is not None:
         for argument in schema.arguments[len(given) :]:
             given.append(node.kwargs.get(argument.name, argument.default_value))
     return tuple(_replaced(given, values))
