@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from postgrad.errors import UserError
+from postgrad.growth._convolution import ManyGroups
 
 Arguments = tuple[Any, ...]
 
@@ -78,18 +79,12 @@ def observe(
 
     `see` is given each module's name and outputs as they come; they may be written over after that.
     """
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: see(name, leaves(output)))
-        for name, module in model.named_modules()
-    ]
-    generator = torch.Generator().manual_seed(_SEED)
     parameters = {name: each for name, each in model.named_parameters() if each.is_floating_point()}
     for parameter in parameters.values():
         parameter.requires_grad_()
     with torch.enable_grad():
-        outputs = leaves(model(*_given(arguments, torch.float64)))
-    for handle in handles:
-        handle.remove()
+        outputs = watch(model, arguments, see)
+    generator = torch.Generator().manual_seed(_SEED)
     trained = [each for each in outputs if each.requires_grad]
     if not trained or not parameters:
         return outputs, {}
@@ -98,6 +93,18 @@ def observe(
         trained, list(parameters.values()), weights, allow_unused=True, materialize_grads=True
     )
     return [each.detach() for each in outputs], dict(zip(parameters, gradients, strict=True))
+
+
+def watch(model: nn.Module, arguments: Arguments, see: Callable[[str, list[Tensor]], None]) -> list[Tensor]:
+    """The outputs of a copy in float64; `see` is as in `observe`."""
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: see(name, leaves(output)))
+        for name, module in model.named_modules()
+    ]
+    outputs = leaves(model(*_given(arguments, torch.float64)))
+    for handle in handles:
+        handle.remove()
+    return outputs
 
 
 def leaves(output: Any) -> list[Tensor]:
@@ -129,7 +136,12 @@ def copy_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Leave the random state as it is, and the user's autocast and inference mode outside."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        ManyGroups(),
+    ):
         yield
 
 

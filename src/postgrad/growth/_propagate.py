@@ -46,6 +46,8 @@ class Notes:
     """A layer, and its groups."""
     normalised: list[tuple[str, tuple[Dim, ...]]] = field(default_factory=list)
     """A layer, and the dimensions that it normalises over."""
+    steps: list[tuple[Step, Values]] = field(default_factory=list)
+    """All operations with what they made, in their order."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Step:
     def at(self, position: int, default: Any = None) -> Any:
         """An argument, or its default where it was not given."""
         return self.read[position] if position < len(self.read) else default
+
+    def named(self, name: str) -> Any:
+        """An argument by its name, where overloads have it in different places."""
+        target: Any = self.node.target
+        return self.read[[argument.name for argument in target._schema.arguments].index(name)]
 
     def tensors(self) -> list[Value]:
         """All tensors that it reads."""
@@ -127,9 +134,9 @@ def layer_of(node: Node) -> str:
 def follow(step: Step) -> Values:
     """What an operation makes, by its rule; without one everything it reads is fixed, and its result is too."""
     known = RULES.get(step.name)
-    if known is not None:
-        return known(step)
-    return _unknown(step, "is not among the operations that growth can follow")
+    made = known(step) if known else _unknown(step, "is not among the operations that growth can follow")
+    step.notes.steps.append((step, made))
+    return made
 
 
 def _unknown(step: Step, reason: str) -> Values:
@@ -294,10 +301,10 @@ def _matmul(step: Step) -> Values:
     return Value((*_broadcast(step, first.dims[:-2], second.dims[:-2]), first.dims[-2], second.dims[-1]))
 
 
-def _broadcast(step: Step, first: Sequence[Dim], second: Sequence[Dim]) -> list[Dim]:
+def _broadcast(step: Step, *operands: Sequence[Dim]) -> list[Dim]:
     dims: list[Dim] = []
-    for position in range(1, max(len(first), len(second)) + 1):
-        meeting = [each[-position] for each in (first, second) if position <= len(each)]
+    for position in range(1, max(map(len, operands)) + 1):
+        meeting = [each[-position] for each in operands if position <= len(each)]
         widest = max(meeting, key=size_of)
         for dim in meeting:
             if size_of(dim) == size_of(widest):
@@ -320,16 +327,15 @@ def _addmm(step: Step) -> Values:
 @rule("einsum")
 def _einsum(step: Step) -> Values:
     """Letters that meet are one dimension; those that vanish are summed over."""
-    terms, result = str(step.read[0]).replace(" ", "").split("->")
-    if "." in terms:
-        return _unknown(step, "has an ellipsis, which growth does not follow")
+    terms, arrow, result = str(step.read[0]).replace(" ", "").partition("->")
+    if "." in terms or not arrow:
+        return _unknown(step, "has dimensions without a letter, which growth does not follow")
     operands = step.read[1]
-    letters: dict[str, Dim] = {}
+    meeting: dict[str, list[Dim]] = {}
     for term, value in zip(terms.split(","), operands, strict=True):
         for letter, dim in zip(term, value.dims, strict=True):
-            if letter in letters:
-                step.unify(letters[letter], dim)
-            letters.setdefault(letter, dim)
+            meeting.setdefault(letter, []).append(dim)
+    letters = {letter: _broadcast(step, *([dim] for dim in dims))[0] for letter, dims in meeting.items()}
     for letter, dim in letters.items():
         if letter not in result:
             step.fix(dim, reason="sums over it")
@@ -350,6 +356,9 @@ def _attention(step: Step) -> Values:
     """Queries (…, L, d), keys (…, S, d) and values (…, S, dv), all with the same heads, or groups of them."""
     query, key, value, mask = step.read[0], step.read[1], step.read[2], step.at(3)
     scale, in_groups = step.at(6), bool(step.at(7, False))
+    if not len(query.dims) == len(key.dims) == len(value.dims):
+        return _unknown(step, "repeats some of its inputs along others")
+    _are_rows(step, [query, key, value])
     step.unify(query.dims[-1], key.dims[-1])
     if scale is None:
         step.notes.scaled.append((query.dims[-1], step.where))
@@ -372,11 +381,10 @@ def _attention(step: Step) -> Values:
     return Value((*query.dims[:-1], value.dims[-1]))
 
 
-@rule("batch_norm", "_native_batch_norm_legit", "instance_norm")
+@rule("batch_norm", "instance_norm")
 def _batch_norm(step: Step) -> Values:
     data = step.read[0]
-    if data.weight is not None:
-        _are_rows(step, [data])
+    _are_rows(step, [data])
     parameters = [value for value in step.read[1:5] if isinstance(value, Value)]
     _per_channel(step, data.dims[1], *parameters)
     return Value(data.dims)
@@ -385,6 +393,7 @@ def _batch_norm(step: Step) -> Values:
 @rule("layer_norm", "rms_norm")
 def _layer_norm(step: Step) -> Values:
     data, shape = step.read[0], step.read[1]
+    _are_rows(step, [data])
     normalised = data.dims[-len(shape) :]
     for parameter in (value for value in step.read[2:4] if isinstance(value, Value)):
         for dim, own in zip(normalised, parameter.dims, strict=True):
@@ -398,6 +407,7 @@ def _layer_norm(step: Step) -> Values:
 @rule("group_norm")
 def _group_norm(step: Step) -> Values:
     data, groups = step.read[0], int(step.read[1])
+    _are_rows(step, [data])
     each = free(size_of(data.dims[1]) // groups)
     number = free(groups)
     step.notes.grouped.append((layer_of(step.node), number))
@@ -412,6 +422,7 @@ def _group_norm(step: Step) -> Values:
 @rule("prelu")
 def _prelu(step: Step) -> Values:
     data, weight = step.read[0], step.read[1]
+    _are_rows(step, [data])
     if size_of(weight.dims[0]) > 1:
         _per_channel(step, data.dims[1], weight)
     else:
@@ -419,12 +430,16 @@ def _prelu(step: Step) -> Values:
     return Value(data.dims)
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "sort", "argsort", "flip", "roll", "logsumexp")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "sort", "argsort", "flip", "roll")
 def _along(step: Step) -> Values:
-    data, along = step.read[0], step.read[2] if step.name == "roll" else step.read[1]
-    for dim in along if isinstance(along, list | tuple) else [along]:
+    data, along = step.read[0], step.named("dims" if step.name in ("flip", "roll") else "dim")
+    _are_rows(step, [data])
+    dims = along if isinstance(along, list | tuple) else [along]
+    if step.name == "roll" and not dims:
+        dims = range(len(data.dims))
+    for dim in dims if data.dims else ():
         step.fix(data.dims[dim], reason="goes along it")
-    return Value(data.dims)
+    return [Value(data.dims), Value(data.dims)] if step.name == "sort" else Value(data.dims)
 
 
 @rule(
@@ -435,6 +450,7 @@ def _along(step: Step) -> Values:
     "var",
     "std",
     "linalg_vector_norm",
+    "logsumexp",
     "norm",
     "prod",
     "any",
@@ -469,31 +485,37 @@ def _reduce(step: Step) -> Values:
 
 
 SPATIAL = (
-    "max_pool avg_pool adaptive_avg_pool adaptive_max_pool upsample_nearest upsample_bilinear upsample_bicubic lp_pool"
+    "max_pool avg_pool adaptive_avg_pool adaptive_max_pool upsample_nearest upsample_bilinear upsample_bicubic lp_pool "
+    "reflection_pad replication_pad"
 )
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "pixel_shuffle", "interpolate")
 @rule(*(f"{name}{dims}d{more}" for name in SPATIAL.split() for dims in (1, 2, 3) for more in ("", "_with_indices")))
-@rule(
-    "adaptive_max_pool2d",
-    "max_pool2d_with_indices",
-    "_adaptive_avg_pool2d",
-    "upsample_linear1d",
-    "upsample_trilinear3d",
-)
+@rule("_adaptive_avg_pool2d", "upsample_linear1d", "upsample_trilinear3d")
 def _spatial(step: Step) -> Values:
-    """Dimensions that keep their size pass; those that do not must be fixed ones, as height and width are."""
+    """The last one, two or three dimensions are worked along, as the name says; the others pass."""
+    count = int(step.name.removesuffix("_with_indices")[-2])
+    return _worked_along(step, range(len(step.read[0].dims) - count, len(step.read[0].dims)))
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(step: Step) -> Values:
+    return _worked_along(step, range(len(step.read[0].dims) - 3, len(step.read[0].dims)))
+
+
+@rule("pad", "constant_pad_nd")
+def _pad(step: Step) -> Values:
+    borders, last = step.read[1], len(step.read[0].dims) - 1
+    return _worked_along(step, [last - n // 2 for n, border in enumerate(borders) if border])
+
+
+def _worked_along(step: Step, along: Sequence[int]) -> Values:
     data = step.read[0]
+    _are_rows(step, [data])
+    step.fix(*(data.dims[dim] for dim in along), reason="works along it")
     made = step.node.meta["val"]
     first = made[0] if isinstance(made, list | tuple) else made
-    dims: list[Dim] = []
-    for number, (dim, size) in enumerate(zip(data.dims, first.shape, strict=True)):
-        passes = number < 2 if step.name not in ("pad", "constant_pad_nd") else size_of(dim) == size
-        if not passes or size_of(dim) != size:
-            step.fix(dim, reason="changes its size")
-        dims.append(dim if passes and size_of(dim) == size else fixed(int(size)))
-    value = Value(tuple(dims))
+    value = Value(tuple(fixed(int(first.shape[n])) if n in along else dim for n, dim in enumerate(data.dims)))
     return [value for _ in made] if isinstance(made, list | tuple) else value
 
 
@@ -666,6 +688,25 @@ def _cat(step: Step) -> Values:
     return Value(tuple(dims))
 
 
+@rule("_assert_tensor_metadata")
+def _nothing(step: Step) -> Values:
+    return None
+
+
+@rule("_weight_norm")
+def _weight_norm(step: Step) -> Values:
+    """Rows (or what else its number says) of a weight, each brought to a length; the other dimensions have a part."""
+    direction, length, kept = step.read[0], step.read[1], step.read[2]
+    if not length.dims:
+        return _unknown(step, "brings all of it to one length")
+    step.unify(direction.dims[kept], length.dims[kept])
+    for dim in range(len(direction.dims)):
+        if dim != kept:
+            step.fix(direction.dims[dim], length.dims[dim], reason="sums over it")
+    _are_rows(step, [direction, length])
+    return Value(direction.dims)
+
+
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "arange", "zeros", "ones", "full", "scalar_tensor", "linspace")
 def _made(step: Step) -> Values:
     return fixed_like(step.node.meta["val"])
@@ -691,7 +732,8 @@ def _index(step: Step) -> Values:
     """Rows taken by fixed numbers along the first dimensions; the others pass."""
     data, indices = step.read[0], step.read[1]
     count = len(indices)
-    if any(index is None for index in indices):
+    asked: Any = step.node.args[1]
+    if any(index is None or index.meta["val"].dtype in (torch.bool, torch.uint8) for index in asked):
         return _unknown(step, "takes some of its units by their numbers")
     step.fix(*data.dims[:count], reason="takes some of its units by their numbers")
     _are_rows(step, [data])

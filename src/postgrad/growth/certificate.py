@@ -30,6 +30,7 @@ from postgrad.growth._probes import (
     perturb,
     probes,
     quiet,
+    watch,
 )
 from postgrad.growth.journal import check_rebuildable, entry_of, journal_of
 from postgrad.growth.moves import Move
@@ -234,7 +235,8 @@ class Witness:
         written = [tensors[name] for name in changed] or list(double.parameters())
         perturb(each for each in written if each.is_floating_point())
         seen = Comparison(self.intermediates, expected)
-        outputs, _ = observe(double, self.probes[BATCH], seen)
+        with torch.no_grad():
+            outputs = watch(double, self.probes[BATCH], seen)
         error = max(difference(self.outputs[BATCH], outputs), seen.worst()[0])
         if error < least:
             raise UserError(
