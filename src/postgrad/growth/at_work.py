@@ -51,6 +51,7 @@ class GrowthAtWork:
         read = parse_stages(stages)
         _check(recipe, n, last=max(read, default=0))
         self._model = model
+        self._words = {str(epoch): [str(each) for each in calls] for epoch, calls in read.items()}
         self._stages = {
             epoch * recipe.steps_per_epoch(n): [each.checked() for each in calls] for epoch, calls in read.items()
         }
@@ -81,9 +82,14 @@ class GrowthAtWork:
         pass
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step}
+        return {"step": self._step, "stages": self._words}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["stages"] != self._words:
+            raise UserError(
+                f"the checkpoint is of a training with other growth ({state['stages']}, now {self._words}); "
+                "choose another directory"
+            )
         self._step = state["step"]
 
     def _grow(
