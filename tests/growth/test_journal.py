@@ -23,6 +23,7 @@ from postgrad.growth import journal as module
 from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.journal import journal_of, regrow, replay
 from postgrad.growth.transaction import transaction
+from postgrad.growth.words import OPERATORS, Operator
 
 IMAGES = NETWORKS["images"][1][0]
 
@@ -50,7 +51,7 @@ def put(model: nn.Module, into: str, block: str, options: dict[str, Any]) -> Non
 @pytest.fixture(autouse=True)
 def _table(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setitem(module._OPERATORS, "widen", f"{__name__}:toy_widen")
+    monkeypatch.setitem(OPERATORS, "widen", Operator(f"{__name__}:toy_widen", ("layer",)))
     monkeypatch.setattr(module, "_INSERT", f"{__name__}:put")
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _here())
 
@@ -208,7 +209,7 @@ def test_a_replay_is_made_as_a_whole_or_not_at_all(entry: dict[str, Any], messag
 
 
 def test_every_operator_of_the_table_is_one_of_growth() -> None:
-    tables = [module.__dict__["_OPERATORS"][name] for name in module._OPERATORS if name != "widen"]
+    tables = [operator.target for name, operator in OPERATORS.items() if name != "widen"]
     assert all(path.startswith("postgrad.growth.") for path in tables)
 
 

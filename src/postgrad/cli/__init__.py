@@ -21,6 +21,7 @@ VERBS = {
     "predict": ("postgrad.cli.predict", "a classifier and images: a CSV of classes and probabilities"),
     "score": ("postgrad.cli.score", "a classifier and test data: accuracy, calibration, cost"),
     "edges": ("postgrad.cli.edges", "a network and data: its important edges, as a picture and as masks"),
+    "grow": ("postgrad.cli.grow", "a trained network: a larger one that computes the same, with proof"),
     "report": ("postgrad.cli.report", "a run: its report.html, made again"),
     "export": ("postgrad.cli.export", "a classifier: one file for use elsewhere, checked against the original"),
     "list": ("postgrad.cli.catalogue", "the methods, models and data sets there are"),

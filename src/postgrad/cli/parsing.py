@@ -20,7 +20,10 @@ _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def parse(options: type[Options], words: Sequence[str], *, verb: str) -> Options:
-    """Read `words` into the dataclass `options`; `--help` prints and leaves."""
+    """Read `words` into the dataclass `options`; `--help` prints and leaves.
+
+    A field `words` gets them all, for verbs where the order of different options counts.
+    """
     program = f"postgrad {verb}"
     complaint = io.StringIO()
     try:
@@ -33,6 +36,8 @@ def parse(options: type[Options], words: Sequence[str], *, verb: str) -> Options
         raise UserError(f"{_first_sentence(complaint.getvalue())}; see {program} --help") from None
     if unknown:
         raise _unknown_word(unknown[0], program, list(_option_names(options)))
+    if any(field.name == "words" for field in dataclasses.fields(options)):
+        return dataclasses.replace(parsed, words=tuple(words))
     return parsed
 
 
@@ -63,5 +68,5 @@ def _option_names(options: Any) -> Iterator[str]:
     for field in dataclasses.fields(options):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _option_names(hints[field.name])
-        else:
+        elif field.name != "words":
             yield "--" + field.name.replace("_", "-")

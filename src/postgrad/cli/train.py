@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from postgrad.cli.options import (
     preprocess_flags,
     resumed_config,
 )
+from postgrad.growth.words import parse_stage
 from postgrad.studies.config import TrainConfig
 from postgrad.validation import read_yaml, validated
 
@@ -37,6 +39,10 @@ class RunOptions:
     """A YAML file with any settings of a training, and these; options given here take their place."""
     method: Annotated[Repeated, tyro.conf.arg(metavar="NAME[:KEY=VALUE,...]", help_behavior_hint="(repeatable)")] = ()
     """A method that is part of the training, such as powergrad:alpha=.25 or frn."""
+    grow: Annotated[
+        Repeated, tyro.conf.arg(metavar="EPOCH:OPERATION:KEY=VALUE,...", help_behavior_hint="(repeatable)")
+    ] = ()
+    """What grows when so many epochs are over, such as 3:widen:layer=conv1,to=96 or 5:deepen:after=layer3."""
     epochs: Number = None
     """Passes over the training images. Default: 30."""
     budget: Time = None
@@ -105,6 +111,8 @@ def configured(options: Options) -> TrainConfig:
     recipe = flags.pop("recipe", None)
     if "method" in flags:
         flags["methods"] = flags.pop("method")
+    if "grow" in flags:
+        flags["growth"] = _stages(flags.pop("grow"))
     if "base_accuracy" in flags:
         flags["stop_accuracy"] = flags.pop("base_accuracy")
     for name in ("json", "quiet"):
@@ -116,6 +124,13 @@ def configured(options: Options) -> TrainConfig:
     training |= _training_part(flags)
     source = f"options and {recipe}" if recipe else "options"
     return validated(TrainConfig, settings | flags | {"training": training}, source=source)
+
+
+def _stages(words: Sequence[str]) -> dict[int, list[str]]:
+    stages: dict[int, list[str]] = {}
+    for epoch, operation in map(parse_stage, words):
+        stages.setdefault(epoch, []).append(operation)
+    return stages
 
 
 def _training_part(settings: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from postgrad.errors import UserError
 from postgrad.growth._resize import Dimension, Plan, Widening, leads_out, resize
 from postgrad.growth.axes import AxisGraph, WidthAxis, shares
 
-Init = Literal["replicate", "fanout_zero", "gradmax"]
+Init = Literal["replicate", "fanout_zero", "gradmax", "random"]
 Loss = Callable[[nn.Module], Tensor]
 
 CONCENTRATION = 10.0

@@ -15,24 +15,12 @@ from torch import Tensor, nn
 from postgrad.changes import changes_of, note_change
 from postgrad.errors import UserError, unknown_name
 from postgrad.growth.transaction import transaction
+from postgrad.growth.words import OPERATORS
 from postgrad.validation import validated
 
 if TYPE_CHECKING:
     from postgrad.growth.certificate import Certificate
 
-_OPERATORS = {
-    "widen": "postgrad.growth.width:widen",
-    "deepen": "postgrad.growth.depth:deepen",
-    "grow_kernel": "postgrad.growth.kernels:grow_kernel",
-    "branch": "postgrad.growth.topology:branch",
-    "add_skip": "postgrad.growth.topology:add_skip",
-    "insert_group": "postgrad.growth.topology:insert_group",
-    "insert_dropout": "postgrad.growth.topology:insert_dropout",
-    "insert_pool": "postgrad.growth.approximate:insert_pool",
-    "stack": "postgrad.growth.approximate:stack",
-    "group_layer": "postgrad.growth.approximate:group_layer",
-}
-"""Name in the journal -> the operator. A fixed table: a journal cannot name code."""
 _INSERT = "postgrad.growth.blocks:insert"
 
 _MOST_ELEMENTS = 2**31
@@ -82,8 +70,8 @@ def entry_of(entry: Mapping[str, Any]) -> Entry:
     UserError: unknown growth operator 'widn': did you mean 'widen'? Known: add_skip, branch, …
     """
     checked = validated(Entry, entry, source="the journal of growth")
-    if checked.operator not in _OPERATORS:
-        raise unknown_name("growth operator", checked.operator, _OPERATORS)
+    if checked.operator not in OPERATORS:
+        raise unknown_name("growth operator", checked.operator, OPERATORS)
     return checked
 
 
@@ -146,7 +134,7 @@ def check_rebuildable(model: nn.Module, entry: Entry) -> None:
 
 
 def _call(model: nn.Module, entry: Entry, example: Tensor | tuple[Any, ...]) -> Certificate:
-    operator = _named(_OPERATORS[entry.operator])
+    operator = OPERATORS[entry.operator].load()
     arguments: dict[str, Any] = entry.arguments
     try:
         call = inspect.signature(operator).bind(model, **arguments, example=example)

@@ -21,7 +21,7 @@ from postgrad.changes import note_change
 from postgrad.errors import UserError, unknown_name
 from postgrad.growth._algebra import Axis, axes_of, resolve, size_of
 from postgrad.growth._attributes import Said, attributes_of, set_attributes
-from postgrad.growth._resize import Plan, expected, resize
+from postgrad.growth._resize import Dimension, Plan, Start, Widening, expected, resize
 from postgrad.growth._streams import any_size
 from postgrad.growth.axes import AxisGraph, WidthAxis, analyse
 from postgrad.growth.certificate import Certificate, Witness
@@ -66,7 +66,8 @@ def widen(
         others or once more; what leads out is shared by a draw from a Dirichlet(10) distribution, with noise on each
         weight that sums to zero over the replicas. "fanout_zero" draws what leads into new units and lets nothing lead
         out of them yet. "gradmax" likewise, but what leads in is chosen such that the gradient of what leads out is
-        greatest (`postgrad.growth.initialise`).
+        greatest (`postgrad.growth.initialise`). "random" draws what leads out of them as well, so that the network
+        computes something else, and its certificate states how far: what exact growth is to be compared with.
     loss : for "gradmax" alone: a function of the network that gives a loss, `lambda net: F.cross_entropy(net(x), y)`.
         It is called up to forty times, on a copy in the mode that the network is in.
     seed : of all draws.
@@ -164,19 +165,26 @@ def _plans(model: nn.Module, graph: AxisGraph, axis: WidthAxis, size: int, init:
     """What may be done: widen the axis alone, or, where the network's code wants that, heads along with their sum."""
     generator = torch.Generator().manual_seed(seed)
     even = bool(axis.even) and size % axis.size != 0
-    if init == "gradmax" or (init == "fanout_zero" and not axis.even):
+    if init == "random":
+        alone = Plan((_drawn_throughout(graph, drawn(axis, size)),))
+    elif init == "gradmax" or (init == "fanout_zero" and not axis.even):
         alone = Plan((drawn(axis, size),))
     elif init == "fanout_zero" or even:
         alone = _between_norms(model, graph, axis, size, init)
     else:
         alone = _repeated(graph, axis, size, generator)
     yield alone
-    if init == "gradmax":
+    if init in ("gradmax", "random"):
         return
     for factors in _factors_of(graph, axis):
         if factors and all((size * each.size) % axis.size == 0 for each in factors):
             more = (replicated(each, size * each.size // axis.size, generator) for each in factors)
             yield dataclasses.replace(alone, widenings=(*alone.widenings, *more))
+
+
+def _drawn_throughout(graph: AxisGraph, widening: Widening) -> Widening:
+    starts: dict[Dimension, Start] = dict.fromkeys(graph.notes.columns, "drawn")
+    return dataclasses.replace(widening, starts=starts)
 
 
 def _between_norms(model: nn.Module, graph: AxisGraph, axis: WidthAxis, size: int, init: Init) -> Plan:
@@ -286,16 +294,18 @@ class _Call:
             transfer(self.optimizer, list(moves.values()), state=self.state)
         shapes = {name: list(move.new.shape) for name, move in moves.items()}
         entry = {"operator": "widen", "arguments": dict(self.arguments), "shapes": shapes, "attributes": dict(said)}
+        exact = self.arguments["init"] != "random"
         # The gradient of a unit goes in part to the mean of all, which is no share of its own.
         means = {name for each in plan.widenings for (name, _), start in each.starts.items() if start == "mean"}
         certificate = witness.certify(
             self.model,
             entry=entry,
-            train=True,
+            train=exact,
+            exact=exact,
             expected=expected(self.graph, plan),
             moves=[move for name, move in moves.items() if name not in means],
             unrounded=unrounded,
-            changed=[name for name in shapes if self._leads_out(name, plan)],
+            changed=[name for name in shapes if self._leads_out(name, plan)] if exact else [],
         )
         transfer_averages(self.averages, self.model, list(moves.values()))
         note_change(self.model, "growth", **entry)

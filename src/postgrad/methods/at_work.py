@@ -112,6 +112,11 @@ class MethodsAtWork:
         return [_call(method.load(), (self._model,), settled, options) for method, options in self._weights]
 
     @property
+    def averages(self) -> tuple[Any, ...]:
+        """The means of weights that are kept."""
+        return tuple(self._means)
+
+    @property
     def _changing_loss(self) -> Any:
         """The loss, if it is one that changes from step to step."""
         return self._cross_entropy if hasattr(self._cross_entropy, "advance") else None

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import typing
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -258,9 +259,16 @@ def parse_settings(text: str, *, source: str) -> dict[str, Any]:
 def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options as the method's class takes them (this imports it); a wrong name or type is a `UserError`."""
     entry = get_method(name)
-    method, settled = entry.load(), SETTLED if entry.shape in TRAINING_SHAPES else {"model"}
-    hints = typing.get_type_hints(method.__init__ if inspect.isclass(method) else method)
-    known = [key for key in inspect.signature(method).parameters if key not in settled]
+    settled = SETTLED if entry.shape in TRAINING_SHAPES else frozenset({"model"})
+    return checked_options(name, entry.load(), options, settled=settled)
+
+
+def checked_options(
+    name: str, target: Any, options: Mapping[str, Any], *, settled: Collection[str] = ()
+) -> dict[str, Any]:
+    """The options as a class or function takes them, but for its `settled` ones; `name` stands in error messages."""
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    known = [key for key in inspect.signature(target).parameters if key not in settled]
     for key in options:
         if key not in known:
             raise unknown_name(f"option of {name}", key, known)

@@ -22,6 +22,7 @@ from pydantic import (
 
 from postgrad.errors import unknown_name
 from postgrad.files import write_atomic
+from postgrad.growth.words import parse_stages
 from postgrad.methods.registry import CONTROLS_OF_SHAPE, TRAINING_SHAPES, get_method, parse_method
 from postgrad.units import parse_memory
 from postgrad.validation import read_yaml, validated
@@ -153,22 +154,35 @@ TrainingMethod = Annotated[Method, AfterValidator(_of_training)]
 SecondStageMethod = Annotated[Method, AfterValidator(_second_stage)]
 
 
+def _stages(value: Any) -> Any:
+    """Take one operation as well as a list of them, and say what cannot be read."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected the operations of each epoch, as in 3: ['widen:layer=conv1,to=96'], got {value!r}")
+    return {epoch: [str(each) for each in calls] for epoch, calls in parse_stages(value).items()}
+
+
+Stages = Annotated[dict[int, tuple[str, ...]], BeforeValidator(_stages)]
+"""How many epochs are over -> what grows then, in the words of `postgrad.growth.words`."""
+
+
 class TrainingArm(BaseModel):
     """One way to train the network: with these methods, and with these settings in place of the study's.
 
-    `training` holds fields of `postgrad.training.Recipe`. `against` names the arms that it is compared with; where it
-    names none, that is the base, the training as it is without any of this.
+    `training` holds fields of `postgrad.training.Recipe`, `growth` says what grows after which epoch. `against` names
+    the arms that it is compared with; where it names none, that is the base, the training as it is without any of this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     methods: Annotated[tuple[TrainingMethod, ...], BeforeValidator(_one_or_more)] = ()
     training: dict[str, Any] = {}
+    growth: Stages = {}
     against: Names = ()
 
     def __str__(self) -> str:
         settings = [f"{name}={value}" for name, value in self.training.items()]
-        return ", ".join([*map(str, self.methods), *settings]) or "the training as it is"
+        grows = [f"after epoch {epoch} {', '.join(calls)}" for epoch, calls in self.growth.items()]
+        return ", ".join([*map(str, self.methods), *settings, *grows]) or "the training as it is"
 
 
 class RunConfig(BaseModel):
@@ -234,13 +248,15 @@ class RunConfig(BaseModel):
 class TrainConfig(RunConfig):
     """What `postgrad train` is told.
 
-    `methods` are part of the training; `training` holds the fields of `postgrad.training.Recipe` that were chosen.
+    `methods` are part of the training; `training` holds the fields of `postgrad.training.Recipe` that were chosen;
+    `growth` says what grows after which epoch: `{3: ["widen:layer=conv1,to=96"]}`.
     """
 
     out: UserPath = Path("runs/train")
     seed: Annotated[int, Field(ge=0)] = 0
     methods: Annotated[tuple[TrainingMethod, ...], BeforeValidator(_one_or_more)] = ()
     training: dict[str, Any] = {}
+    growth: Stages = {}
 
 
 _BASE_SETTINGS = ("base_accuracy_on", "base_validate_every", "bases", "base_targets")

@@ -71,10 +71,7 @@ class Run:
 
     def event(self, name: str, **content: Any) -> None:
         """Append one line to events.jsonl."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **content}
-        path = self.directory / EVENTS
-        with disk_errors(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        write_event(self.directory, name, **content)
 
     def fingerprint(self) -> str | None:
         """That of the data with which the run began, None where its events do not say."""
@@ -142,6 +139,14 @@ class ArmRecord:
         """The record of a finished arm, None for one that is not finished."""
         file = directory / "arm.json"
         return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+def write_event(directory: Path, name: str, **content: Any) -> None:
+    """Append one line to the events.jsonl of a run directory."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **content}
+    path = directory / EVENTS
+    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 @contextlib.contextmanager

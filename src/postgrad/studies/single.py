@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from postgrad.controls.tuning import accuracy_and_nll, batched
 from postgrad.data.datasets import Dataset, load_dataset
@@ -15,6 +17,7 @@ from postgrad.data.splits import halves
 from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.files import fresh_directory, locked, write_atomic
+from postgrad.growth.at_work import GrowthAtWork
 from postgrad.methods.at_work import InputBatches, MethodsAtWork
 from postgrad.models.checkpoints import save
 from postgrad.models.preprocessing import resolve_preprocessing
@@ -23,7 +26,8 @@ from postgrad.models.weights import load_weights
 from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainConfig
 from postgrad.studies.environment import environment
-from postgrad.studies.run import resumable
+from postgrad.studies.growing import growth_at_work, with_size
+from postgrad.studies.run import resumable, write_event
 from postgrad.training import History, Recipe, train
 
 
@@ -83,6 +87,24 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
         batches=InputBatches(images.images, preprocess, augmentation, recipe.batch_size, config.seed, device),
     )
 
+    def growth(event: Callable[..., None]) -> list[GrowthAtWork]:
+        return growth_at_work(
+            model,
+            config.growth,
+            at_work,
+            recipe=recipe,
+            images=images.images,
+            inputs=lambda few: preprocess(few.to(device)),
+            seed=config.seed,
+            event=event,
+        )
+
+    for each in growth(lambda *_, **__: None) if config.resume is None else ():
+        each.rehearse()
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return accuracy_and_nll(batched(network, preprocess, held_back.images), held_back.labels)
+
     def training(directory: Path) -> History:
         history = train(
             model,
@@ -91,11 +113,11 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
             loss=at_work.loss,
             recipe=recipe,
             seed=config.seed,
-            validate=lambda network: accuracy_and_nll(batched(network, preprocess, held_back.images), held_back.labels),
+            validate=with_size(validate, grows=bool(config.growth)),
             directory=directory / "training",
             resume=config.resume is not None,
             label=f"training {config.model}",
-            companions=[at_work],
+            companions=[at_work, *growth(partial(write_event, directory))],
         )
         save(model, directory, preprocess=preprocess, class_names=dataset.class_names)
         return history

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from postgrad.data.datasets import Images
 from postgrad.data.preprocessing import augment
 from postgrad.errors import UserError
 from postgrad.files import write_atomic
+from postgrad.growth.at_work import GrowthAtWork
 from postgrad.methods.at_work import InputBatches, MethodsAtWork
 from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainingArm
+from postgrad.studies.growing import growth_at_work, with_size
 from postgrad.studies.seed_run import SeedRun
 from postgrad.studies.trials import Trial
 from postgrad.training import DivergedError, History, Recipe, train
@@ -89,9 +92,14 @@ def rehearse_training(seed_run: SeedRun, arm: TrainingArm) -> None:
     recipe = recipe_with(seed_run.run.config.model, _settings(seed_run, arm))
     few = dict.fromkeys(("epochs", "budget", "stop_accuracy"))
     one_step = Recipe(**{**recipe.model_dump(), **few, "steps": 1, "batch_size": 4})
+    if arm.growth:
+        images = _fitted_on(seed_run)
+        model, methods, _ = _begun(seed_run, arm, recipe, images)
+        for growth in _growth(seed_run, arm, model, methods, recipe, images, str(arm)):
+            growth.rehearse()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an epoch of one step; the training itself has the last word
-        _train(seed_run, arm, one_step, None, str(arm), n=4)
+        _train(seed_run, arm.model_copy(update={"growth": {}}), one_step, None, str(arm), n=4)
 
 
 def _rates(seed_run: SeedRun, trial: Trial) -> tuple[float, ...]:
@@ -133,8 +141,42 @@ def _train(
     seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, directory: Path | None, label: str, *, n: int | None = None
 ) -> _Attempt:
     run = seed_run.run
-    images = run.train.subset(torch.cat([run.halves.base_train, run.halves.method_train])[:n])
+    images = _fitted_on(seed_run, n)
     held_back = run.train.subset(torch.cat([run.halves.base_validation, run.halves.method_validation])[:n])
+    model, at_work, inputs = _begun(seed_run, arm, recipe, images)
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        on_training = _figures(seed_run, network, images)
+        return _figures(seed_run, network, held_back) | {f"train_{name}": on_training[name] for name in on_training}
+
+    growth = _growth(seed_run, arm, model, at_work, recipe, images, label)
+    history = train(
+        model,
+        n=len(images),
+        make_batch=lambda indices, generator: (inputs(indices, generator), images.labels[indices]),
+        loss=at_work.loss,
+        recipe=recipe,
+        seed=seed_run.seed,
+        validate=with_size(validate, grows=bool(growth)),
+        directory=directory,
+        resume=directory is not None,
+        label=label,
+        companions=[at_work, *growth],
+    )
+    return _Attempt(model, history, validate(model), recipe.lr, min(VALIDATION_IMAGES, len(images)), directory)
+
+
+def _fitted_on(seed_run: SeedRun, n: int | None = None) -> Images:
+    """The images that trainings see, or the first `n` of them."""
+    run = seed_run.run
+    return run.train.subset(torch.cat([run.halves.base_train, run.halves.method_train])[:n])
+
+
+def _begun(
+    seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, images: Images
+) -> tuple[nn.Module, MethodsAtWork, Callable[[Tensor, torch.Generator], Tensor]]:
+    """The network before its first step, the arm's methods at work on it, and the inputs of a step."""
+    run = seed_run.run
     model = deepcopy(run.own) if run.own is not None else seed_run.fresh()
 
     def inputs(indices: Tensor, generator: torch.Generator) -> Tensor:
@@ -151,25 +193,29 @@ def _train(
                 images.images, run.preprocess, run.augmentation, recipe.batch_size, seed_run.seed, run.device
             ),
         )
+    return model, at_work, inputs
 
-    def validate(network: nn.Module) -> dict[str, float]:
-        on_training = _figures(seed_run, network, images)
-        return _figures(seed_run, network, held_back) | {f"train_{name}": on_training[name] for name in on_training}
 
-    history = train(
+def _growth(
+    seed_run: SeedRun,
+    arm: TrainingArm,
+    model: nn.Module,
+    methods: MethodsAtWork,
+    recipe: Recipe,
+    images: Images,
+    label: str,
+) -> list[GrowthAtWork]:
+    run = seed_run.run
+    return growth_at_work(
         model,
-        n=len(images),
-        make_batch=lambda indices, generator: (inputs(indices, generator), images.labels[indices]),
-        loss=at_work.loss,
+        arm.growth,
+        methods,
         recipe=recipe,
+        images=images.images,
+        inputs=lambda few: run.preprocess(few.to(run.device)),
         seed=seed_run.seed,
-        validate=validate,
-        directory=directory,
-        resume=directory is not None,
-        label=label,
-        companions=[at_work],
+        event=lambda name, **content: run.event(name, training=label, **content),
     )
-    return _Attempt(model, history, validate(model), recipe.lr, min(VALIDATION_IMAGES, len(images)), directory)
 
 
 def _figures(seed_run: SeedRun, network: nn.Module, images: Images) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from postgrad.changes import Change, apply_changes, changes_of
 from postgrad.errors import UserError
 from postgrad.progress import progress
 from postgrad.training.batches import Batches, own_random_numbers
@@ -81,6 +82,7 @@ def train(
     _check(n, seed, recipe, validate, fabric)
     settings = {"n": int(n), "seed": int(seed), **recipe.model_dump(exclude={"epochs", "steps", "budget"})}
     saved = load_checkpoint(directory, settings) if resume and directory is not None else None
+    untouched = _done_again(model, saved.get("changes", []) if saved is not None else [])
     if saved is not None:
         check_length(recipe, n, total=saved["total"], budget=saved["budget"])
         if saved["history"] is not None:
@@ -124,6 +126,7 @@ def train(
         if directory is not None and fabric.is_global_zero:
             state = training.state_dict() if history is None else {"model": model.state_dict()}
             plan = {"total": training.position.total, "budget": budget}
+            plan["changes"] = [each.model_dump(mode="json") for each in changes_of(model)[untouched:]]
             plan["companions"] = [companion.state_dict() for companion in companions if history is None]
             save_checkpoint(directory, settings, {**plan, **state, "history": history and asdict(history)})
 
@@ -179,6 +182,15 @@ def train(
     fabric.barrier()
     model.eval()
     return history
+
+
+def _done_again(model: nn.Module, stored: Sequence[Mapping[str, Any]]) -> int:
+    """Change the network as it was changed on the way, where it is not yet; how many changes it came with."""
+    changes = tuple(Change(**each) for each in stored)
+    there = changes_of(model)
+    if there[len(there) - len(changes) :] != changes:  # a training that rests has them already
+        apply_changes(model, changes)
+    return len(changes_of(model)) - len(changes)
 
 
 def _agreed(fabric: Fabric, loss: float, interrupted: bool) -> tuple[float, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,6 +104,26 @@ def make_optimizer(
         return cls(trained, **{"lr": lr, **options})
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {name}: {error}; its options are {dict(options)}, its lr is {lr:g}") from error
+
+
+def names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
+    """The names of the parameters in each of an optimizer's groups, in the order in which its state is stored.
+
+    Those of a network that was changed on the way stand in another order than that of the network.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [[names.get(parameter, "") for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def put_in_order(optimizer: torch.optim.Optimizer, model: nn.Module, order: Sequence[Sequence[str]]) -> None:
+    """Put the parameters of a new optimizer, which has no state yet, in the order that `names_in_order` gave."""
+    parameters = dict(model.named_parameters())
+    there = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    stored = {parameters.get(name) for names in order for name in names}
+    if len(order) != len(optimizer.param_groups) or there != stored:
+        raise UserError("the checkpoint is of an optimizer with other parameters; make the same one")
+    for group, names in zip(optimizer.param_groups, order, strict=True):
+        group["params"] = [parameters[name] for name in names]
 
 
 def make_schedule(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from postgrad.errors import UserError
 from postgrad.training.clock import Stopwatch
 from postgrad.training.log import Row
-from postgrad.training.optimizers import LRScheduler
+from postgrad.training.optimizers import LRScheduler, names_in_order, put_in_order
 from postgrad.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class Training:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "order": names_in_order(self.optimizer, self.model),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "precision": self.precision.state_dict(),
             "watch": self.watch.state_dict(),
@@ -138,6 +139,8 @@ class Training:
         """Go on where `state` was taken."""
         self.start(state["position"]["total"])  # before the optimizer's state, since a new schedule sets the first rate
         load_weights(self.model, state["model"])
+        if "order" in state:  # checkpoints of earlier versions have none
+            put_in_order(self.optimizer, self.model, state["order"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])

@@ -1,0 +1,146 @@
+"""What can be widened in a network, and what not and why: as a table and as a picture of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from postgrad.growth._algebra import Axis, axes_of, size_of
+from postgrad.growth._drawing import Box, Cell, Entry, draw
+from postgrad.growth.axes import AxisGraph, WidthAxis
+
+HEADINGS = ("axis", "size", "layers", "grows in steps of, or why not")
+
+
+@dataclass(frozen=True)
+class CoupledWidth:
+    """Units that can only be widened together; `number` stands for them in a picture, None where they are fixed.
+
+    `name` is what `widen` takes; `step` how many units come at once; `reasons` say why they are fixed.
+    """
+
+    number: int | None
+    name: str
+    size: int
+    layers: tuple[str, ...]
+    step: int
+    reasons: tuple[str, ...]
+
+    def row(self) -> tuple[str, str, str, str]:
+        """One row of a table under `HEADINGS`."""
+        others = f" (+{len(self.layers) - 2} more)" if len(self.layers) > 2 else ""
+        layers = f"{', '.join(self.layers[:2])}{others}"
+        return self.name, str(self.size), layers, self.remark()
+
+    def remark(self) -> str:
+        """In which steps it grows, with the reason for steps above 1; or why it does not."""
+        reason = "; ".join(self.reasons[:1])
+        return f"fixed: {reason}" if self.number is None else f"{self.step}{f' ({reason})' if reason else ''}"
+
+
+def coupled_widths(graph: AxisGraph) -> list[CoupledWidth]:
+    """The coupled widths of a network in its order; kernels and single units are not among them.
+
+    >>> [(each.name, each.size) for each in coupled_widths(analyse(model, images)) if each.number]
+    [('conv1', 64), ('layer1.0.conv1', 64), …]
+    """
+    found: list[CoupledWidth] = []
+    numbered = 0
+    for axis in _of_channels(graph):
+        numbered += not axis.fixed
+        found.append(
+            CoupledWidth(
+                number=None if axis.fixed else numbered,
+                name=_name(axis),
+                size=axis.size,
+                layers=tuple(dict.fromkeys(_layer(place.weight) or place.weight for place in axis.places)),
+                step=axis.size if axis.even else 1,
+                reasons=axis.fixed or tuple(f"{where} takes a mean over them" for where in axis.even),
+            )
+        )
+    return found
+
+
+def picture(graph: AxisGraph, title: str) -> str:
+    """An SVG of the network's layers in its order: what they read and what they make, coupled widths in one colour.
+
+    >>> Path("network.svg").write_text(picture(analyse(model, images), "resnet18"))
+
+    Fixed widths are hatched, with the reason as a tooltip. Layers stand in rows by the module that they belong to.
+    """
+    axes = _of_channels(graph)
+    widths = coupled_widths(graph)
+    of_axis = {axis.axis: width for axis, width in zip(axes, widths, strict=True)}
+    boxes = [_box(graph, layer, weights, of_axis) for layer, weights in _in_order(graph)]
+    entries = [
+        Entry(
+            width.number,
+            f"{width.name}: {width.size} in {_counted(len(width.layers), 'layer')}",
+            f"in steps of {width.step}" if width.step > 1 else "",
+            len(width.layers),
+        )
+        for width in widths
+        if width.number is not None
+    ]
+    fixed = len(widths) - len(entries)
+    remark = f"{_counted(len(boxes), 'layer')}, {_counted(len(entries), 'width')} that can grow, {fixed} fixed"
+    return draw(boxes, entries, title=title, remark=remark)
+
+
+def _of_channels(graph: AxisGraph) -> list[WidthAxis]:
+    """The axes that some layer makes or sums over; a kernel's size is none, nor is a single unit that is fixed."""
+    known = graph.notes.rows | graph.notes.columns
+    return [
+        axis
+        for axis in graph.axes
+        if not (axis.fixed and axis.size == 1) and any((place.weight, place.dim) in known for place in axis.places)
+    ]
+
+
+def _name(axis: WidthAxis) -> str:
+    return axis.name if any(not place.summed for place in axis.places) else f"input of {axis.name}"
+
+
+def _layer(weight: str) -> str:
+    return weight.partition(".parametrizations.")[0] if ".parametrizations." in weight else weight.rpartition(".")[0]
+
+
+def _in_order(graph: AxisGraph) -> list[tuple[str, list[str]]]:
+    """Each layer with the names of its weights, as they run; one of which that is not known follows the one before."""
+    weights: dict[str, list[str]] = {}
+    for name in graph.dims:
+        weights.setdefault(_layer(name), []).append(name)
+    weights.pop("", None)  # parameters of the network itself are no layer
+    runs = {name: number for number, name in enumerate(graph.outputs)}
+    at = 0
+    order: dict[str, int] = {}
+    for layer in weights:
+        inner = any(other.startswith(f"{layer}.") for other in weights)  # parameters beside layers: where it began
+        at = order[layer] = at if inner else runs.get(layer, at)
+    return sorted(weights.items(), key=lambda item: order[item[0]])
+
+
+def _box(graph: AxisGraph, layer: str, weights: Sequence[str], of_axis: Mapping[Axis, CoupledWidth]) -> Box:
+    """What a layer reads and what it makes; a normalisation or a scale makes what it reads."""
+    reads: dict[Axis, Cell] = {}
+    makes: dict[Axis, Cell] = {}
+    for name in weights:
+        for number, dim in enumerate(graph.dims[name]):
+            if (name, number) in graph.notes.columns:
+                reads.update(_cells(axes_of(dim), of_axis))
+            elif (name, number) in graph.notes.rows:
+                makes.update(_cells(axes_of(dim), of_axis))
+    sizes = " → ".join("×".join(str(size_of(axis)) for axis in cells) for cells in (reads, makes) if cells)
+    return Box(layer, f"{layer}: {sizes}", tuple(reads.values()), tuple(makes.values()))
+
+
+def _cells(axes: Sequence[Axis], of_axis: Mapping[Axis, CoupledWidth]) -> dict[Axis, Cell]:
+    return {
+        axis: Cell(width.number, width.size, f"{width.name}: {width.size}; {width.remark()}")
+        for axis in axes
+        if (width := of_axis.get(axis)) is not None
+    }
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
