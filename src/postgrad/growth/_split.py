@@ -18,7 +18,7 @@ def shared(weight: Tensor, dim: int, index: Tensor, share: Tensor, noise: float,
     True
 
     `index` (new size,) is the unit that each column comes from, each unit at least once; `share` (new size,) sums to 1
-    over the replicas of a unit. `noise` is the standard deviation of what is added to each share, weight by weight, as a
+    over the replicas of a unit. `noise` is the standard deviation of what is added to a share, weight by weight, as a
     part of that share; what the replicas of a unit get sums to zero. All shares but the first of a unit's lie between 0
     and 1 and are rounded to the spacing of floating-point numbers at the weight itself, so that the first, which is
     what is left, needs no rounding either.
