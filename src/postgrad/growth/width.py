@@ -31,8 +31,8 @@ Init = Literal["replicate", "fanout_zero"]
 
 CONCENTRATION = 10.0
 """Of the Dirichlet distribution that shares are drawn from."""
-NOISE = 0.2
-"""Standard deviation of what is added to the shares, weight by weight, as a part of them."""
+NOISE = 0.1
+"""Standard deviation of what is added to the shares, weight by weight."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def _made(old: Tensor, along: Sequence[Along], summed: Sequence[bool], generator
             tensor = shared(tensor, each.dim, index, each.value.to(tensor.device), NOISE, generator)
         else:
             tensor = tensor.index_select(each.dim, index)
-    return tensor
+    return tensor.clone(memory_format=torch.preserve_format)
 
 
 def _scaled(tensor: Tensor, along: Sequence[Along]) -> Tensor:
