@@ -27,8 +27,8 @@ the whole call; ours reads the graph, and proves and journals the change, theirs
 
 - **postgrad** `widen` and `deepen` as they come, and `deepen(kind="identity")`.
 - **Net2Net**: {net2net}
-- **gromo** {gromo}: its modules are put in the place of the network's, with the same weights. It grows where the
-  gradient says, so keeping the function is not what its defaults are for.
+- **gromo** {gromo}: its modules are put in the place of the network's, with the same weights, and extended by
+  `create_layer_extensions`. (Its other way, along the gradient, is to change the function and is not measured.)
 """
 
 _FAULTS = """## What is wrong, and what cannot be done
