@@ -46,6 +46,8 @@ class Notes:
     """A layer, and its groups."""
     normalised: list[tuple[str, tuple[Dim, ...]]] = field(default_factory=list)
     """A layer, and the dimensions that it normalises over."""
+    steps: list[tuple[Step, Values]] = field(default_factory=list)
+    """All operations with what they made, in their order."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,9 @@ def layer_of(node: Node) -> str:
 def follow(step: Step) -> Values:
     """What an operation makes, by its rule; without one everything it reads is fixed, and its result is too."""
     known = RULES.get(step.name)
-    if known is not None:
-        return known(step)
-    return _unknown(step, "is not among the operations that growth can follow")
+    made = known(step) if known else _unknown(step, "is not among the operations that growth can follow")
+    step.notes.steps.append((step, made))
+    return made
 
 
 def _unknown(step: Step, reason: str) -> Values:

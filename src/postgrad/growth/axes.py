@@ -11,7 +11,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.fx import Node
 from postgrad.errors import UserError
 from postgrad.growth._algebra import Axis, Dim, axes_of, fix, resolve, size_of
 from postgrad.growth._propagate import Notes, Step, Value, Values, fixed_like, follow, free_weight
+from postgrad.growth._tied import Tied, norms_before
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class AxisGraph:
     outputs: Mapping[str, Value]
     """What each module returns, where it is called once and returns a tensor."""
     notes: Notes
+    tied: dict[tuple[str, int], Tied] = field(default_factory=dict)
+    """Dimensions of weights that are both read and summed over, with the normalisations that stand before the sums."""
 
     @cached_property
     def axes(self) -> tuple[WidthAxis, ...]:
@@ -115,18 +118,26 @@ class AxisGraph:
         if not names:
             names = [name for name in self.dims if name.startswith(f"{prefix}parametrizations.weight.original")]
         for name in sorted(names, key=lambda name: not name.endswith(("weight", "in_proj_weight", "original"))):
-            for number, dim in enumerate(self.dims[name]):
-                if (name, number) in self.notes.rows and axes_of(dim):
-                    return dim
+            found = [
+                dim for number, dim in enumerate(self.dims[name]) if (name, number) in self.notes.rows and axes_of(dim)
+            ]
+            if found:
+                # An embedding that is the classifier too has its words among them, which are fixed.
+                return next((dim for dim in found if not all(axis.reasons for axis in axes_of(dim))), found[0])
         return ()
 
-    def _sums(self, weight: str) -> bool:
+    def dimensions_of(self, axis: Axis) -> Iterator[tuple[str, int]]:
+        """The weights that have an axis, and in which of their dimensions."""
+        for weight, dims in self.dims.items():
+            yield from ((weight, number) for number, dim in enumerate(dims) if axis in axes_of(dim))
+
+    def sums(self, weight: str) -> bool:
         """Whether it is the weight of a layer that sums over its inputs, such as a convolution's."""
         return any((weight, number) in self.notes.columns for number in range(len(self.dims[weight])))
 
     def _name(self, axis: Axis, places: Sequence[Place]) -> str:
         makers = [place for place in places if not place.summed]
-        place = max(makers or places, key=lambda place: self._sums(place.weight))  # the first of those
+        place = max(makers or places, key=lambda place: self.sums(place.weight))  # the first of those
         layer = place.weight.rpartition(".")[0]
         product = axes_of(self.dims[place.weight][place.dim])
         return layer if len(product) == 1 else f"{layer}#{product.index(axis)}"
@@ -287,7 +298,12 @@ def _fix_what_conflicts(graph: AxisGraph) -> None:
     """Fix axes that no rule of widening fits."""
     notes = graph.notes
     for weight, number in notes.columns & notes.rows:
-        fix([graph.dims[weight][number]], f"{weight} is both read along it and summed over along it")
+        tied = norms_before(notes, weight, number)
+        if isinstance(tied, str):
+            reason = f"{weight} is both read along it and summed over along it, and {tied}"
+            fix([graph.dims[weight][number]], reason)
+        else:
+            graph.tied[weight, number] = tied
     for dims in graph.dims.values():
         for dim in dims:
             _fix_repeated(dim)

@@ -137,6 +137,25 @@ def transfer_average(averaged: AveragedModel | WeightAverage, model: nn.Module, 
         )
 
 
+def transfer_averages(
+    averages: Sequence[AveragedModel | WeightAverage], model: nn.Module, moves: Sequence[Move]
+) -> None:
+    """Grow several averages of a network's weights by `transfer_average`: all of them, or none.
+
+    >>> transfer_averages([average, torch_average], model, moves)
+    """
+    kept = [(each, dict(vars(each)), dict(getattr(each, "_modules", {}))) for each in averages]
+    try:
+        for each in averages:
+            transfer_average(each, model, moves)
+    except BaseException:
+        for each, attributes, modules in kept:
+            vars(each).update(attributes)
+            if isinstance(each, nn.Module):
+                each._modules.update(modules)
+        raise
+
+
 def _check_optimizer(optimizer: Optimizer) -> None:
     if isinstance(optimizer, LBFGS):
         raise UserError("LBFGS keeps one history of all parameters, which does not grow; make a new one after growing")
