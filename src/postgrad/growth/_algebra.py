@@ -57,6 +57,8 @@ def size_of(what: Dim | Segment | Factor) -> int:
 
 def resolve(dim: Dim) -> Dim:
     """The dimension in terms of the axes as they are now, after all that was made equal and split since."""
+    if _is_resolved(dim):
+        return dim
     segments: list[Segment] = []
     for segment in dim:
         segments.extend(_resolve_segment(segment))
@@ -157,6 +159,22 @@ def equal_pieces(dim: Dim, count: int, reason: str) -> list[Dim] | None:
     for piece in pieces[1:]:
         unify(pieces[0], piece, reason)
     return pieces
+
+
+def _is_resolved(dim: Dim) -> bool:
+    """Whether a dimension is in its usual form and no axis in it has become something else: most are, most times."""
+    after_number = False
+    for segment in dim:
+        numbers = [isinstance(factor, int) for factor in segment]
+        if not numbers or any(factor._is is not None for factor in segment if isinstance(factor, Axis)):
+            return False
+        if len(numbers) == 1:
+            if after_number and numbers[0]:
+                return False
+        elif any(first and second for first, second in itertools.pairwise(numbers)) or 1 in segment:
+            return False
+        after_number = numbers == [True]
+    return True
 
 
 def _resolve_segment(segment: Segment) -> Iterator[Segment]:

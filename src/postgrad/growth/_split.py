@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _DIGITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
+_AT_ONCE = 2**17
+"""Weights made at once, so that what is needed beside them, in float64, stays small."""
 
 
 def shared(weight: Tensor, dim: int, index: Tensor, share: Tensor, noise: float, generator: torch.Generator) -> Tensor:
@@ -15,33 +17,50 @@ def shared(weight: Tensor, dim: int, index: Tensor, share: Tensor, noise: float,
     >>> torch.equal(wide[:, 0] + wide[:, 2], weight[:, 0])
     True
 
-    `index` (new size,) is the unit that each column comes from, its first `weight.shape[dim]` units being those
-    themselves or any; `share` (new size,) sums to 1 over the replicas of a unit. `noise` is the standard deviation of
-    what is added to the shares, weight by weight, relative to the weight: what the replicas get sums to zero. All
-    shares but the first of a unit's are rounded to the spacing of floating-point numbers at the weight itself, so that
-    the first, which is what is left, needs no rounding either.
+    `index` (new size,) is the unit that each column comes from, each unit at least once; `share` (new size,) sums to 1
+    over the replicas of a unit. `noise` is the standard deviation of what is added to a share, weight by weight, as a
+    part of that share; what the replicas of a unit get sums to zero. All shares but the first of a unit's lie between 0
+    and 1 and are rounded to the spacing of floating-point numbers at the weight itself, so that the first, which is
+    what is left, needs no rounding either.
     """
-    old = weight.detach().double()
-    grid = _spacing(old, _DIGITS[weight.dtype])
-    shape = [1] * old.ndim
-    shape[dim] = len(index)
-    relative = share.double().reshape(shape).expand(*old.shape[:dim], len(index), *old.shape[dim + 1 :])
-    alone = torch.bincount(index, minlength=old.shape[dim])[index] == 1
-    if noise and not bool(alone.all()):
-        drawn = torch.randn(relative.shape, generator=generator, dtype=torch.float64).to(old.device)
-        relative = (relative + noise * drawn.masked_fill(alone.reshape(shape), 0)).clamp(-0.9, 1.9)
-    wide_grid = grid.index_select(dim, index)
-    pieces = (old.index_select(dim, index) * relative / wide_grid).round() * wide_grid
-    first = _first_of_each(index, old.shape[dim])
-    pieces.index_copy_(dim, first, torch.zeros_like(old))
-    rest = old - torch.zeros_like(old).index_add_(dim, index, pieces)
-    pieces.index_copy_(dim, first, rest)
-    return _representable(pieces, old, dim, index, first, weight.dtype).to(weight.dtype)
+    first = _first_of_each(index, weight.shape[dim])
+    more = torch.ones_like(index, dtype=torch.bool).index_fill_(0, first, False).nonzero().flatten()
+    wide = weight.new_empty([*weight.shape[:dim], len(index), *weight.shape[dim + 1 :]])
+    old, new = weight.detach().movedim(dim, 0), wide.movedim(dim, 0)
+    step = max(1, _AT_ONCE * old.shape[1] // max(1, wide.numel())) if old.ndim > 1 else 1
+    for start in range(0, old.shape[1] if old.ndim > 1 else 1, step):
+        part = (slice(None), slice(start, start + step))[: old.ndim]
+        rest, pieces = _shares_of(old[part], index[more], share[more], noise, generator)
+        made = new[part]
+        made.index_copy_(0, first, rest.to(wide.dtype).view(-1, *made.shape[1:]))
+        made.index_copy_(0, more, pieces.to(wide.dtype).view(-1, *made.shape[1:]))
+    return wide
+
+
+def _shares_of(
+    old: Tensor, unit: Tensor, share: Tensor, noise: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What is left of each unit (of the first dimension), and the pieces of it that further replicas get."""
+    exact = old.double().reshape(len(old), -1)
+    source = exact[unit]
+    grid = _spacing(source, _DIGITS[old.dtype])
+    drawn = torch.randn(source.shape, generator=generator, dtype=torch.float32).to(old.device)
+    relative = share.double()[:, None] * drawn.double().mul_(noise).add_(1)
+    pieces = relative.clamp_(0, 1).mul_(source).div_(grid).round_().mul_(grid)
+    rest = exact.index_add(0, unit, pieces, alpha=-1)
+    # A share next to the smallest numbers may be rounded after all, and so may a rest greater than the weight, of many
+    # replicas: the first replica then has all of the weight.
+    bad = _is_rounded(rest, old.dtype) | (rest.abs() > exact.abs())
+    bad |= torch.zeros_like(bad, dtype=torch.int32).index_add_(0, unit, _is_rounded(pieces, old.dtype).int()) > 0
+    if bool(bad.any()):
+        pieces.masked_fill_(bad[unit], 0)
+        rest = torch.where(bad, exact, rest)
+    return rest, pieces
 
 
 def _spacing(weight: Tensor, digits: int) -> Tensor:
     _, exponent = torch.frexp(weight)
-    return torch.ldexp(torch.ones_like(weight), (exponent - digits).clamp(min=-1000))
+    return torch.ldexp(torch.ones_like(weight), (exponent - digits).clamp_(min=-1000))
 
 
 def _first_of_each(index: Tensor, count: int) -> Tensor:
@@ -50,11 +69,5 @@ def _first_of_each(index: Tensor, count: int) -> Tensor:
     return first.scatter_reduce_(0, index, torch.arange(len(index), device=index.device), "amin")
 
 
-def _representable(pieces: Tensor, old: Tensor, dim: int, index: Tensor, first: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where a share would be rounded after all (next to the smallest numbers), the first replica has the weight."""
-    rounded = (pieces.to(dtype).double() != pieces).double()
-    bad = torch.zeros_like(old).index_add_(dim, index, rounded) > 0
-    if not bool(bad.any()):
-        return pieces
-    whole = torch.zeros_like(pieces).index_copy_(dim, first, old)
-    return torch.where(bad.index_select(dim, index), whole, pieces)
+def _is_rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    return numbers.to(dtype).double() != numbers

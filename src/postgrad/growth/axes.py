@@ -137,7 +137,7 @@ class AxisGraph:
 
     def _name(self, axis: Axis, places: Sequence[Place]) -> str:
         makers = [place for place in places if not place.summed]
-        place = max(makers or places, key=lambda place: (self.sums(place.weight), -places.index(place)))
+        place = max(makers or places, key=lambda place: self.sums(place.weight))  # the first of those
         layer = place.weight.rpartition(".")[0]
         product = axes_of(self.dims[place.weight][place.dim])
         return layer if len(product) == 1 else f"{layer}#{product.index(axis)}"
@@ -162,7 +162,8 @@ def analyse(model: nn.Module, example: Tensor | tuple[Any, ...]) -> AxisGraph:
     used = _read(model, inputs, training=False, weights=weights, notes=notes, outputs=outputs)
     if any(name not in used for name, _ in model.named_parameters()):
         _read(model, inputs, training=True, weights=weights, notes=notes, outputs={})
-    graph = AxisGraph({name: value.dims for name, value in weights.items()}, outputs, notes)
+    dims = {name: tuple(resolve(dim) for dim in value.dims) for name, value in weights.items()}
+    graph = AxisGraph(dims, outputs, notes)
     _fix_what_conflicts(graph)
     return graph
 
