@@ -103,3 +103,13 @@ def vgg8_dropout(num_classes: int, in_channels: int = 3, image_size: int = 32) -
 def vgg16(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
     """Fourteen convolutions, and no normalisation to train them by."""
     return SmallVGG(num_classes, in_channels, image_size, depths=(4, 5, 5))
+
+
+def vgg8_narrow(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """Two convolutions in each stage, half as wide."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(2, 2, 2), widths=(8, 16, 32))
+
+
+def vgg11(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """Three convolutions in each stage."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(3, 3, 3))

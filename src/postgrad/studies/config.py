@@ -168,8 +168,10 @@ Stages = Annotated[dict[int, tuple[str, ...]], BeforeValidator(_stages)]
 class TrainingArm(BaseModel):
     """One way to train the network: with these methods, and with these settings in place of the study's.
 
-    `training` holds fields of `postgrad.training.Recipe`, `growth` says what grows after which epoch. `against` names
-    the arms that it is compared with; where it names none, that is the base, the training as it is without any of this.
+    `training` holds fields of `postgrad.training.Recipe`, `growth` says what grows after which epoch. `model` is
+    another network than the study's, drawn anew. `time_of` names an arm: as many steps are taken as fit into the CPU
+    time of that. `against` names the arms that it is compared with; where it names none, that is the base, the training
+    as it is without any of this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -177,12 +179,16 @@ class TrainingArm(BaseModel):
     methods: Annotated[tuple[TrainingMethod, ...], BeforeValidator(_one_or_more)] = ()
     training: dict[str, Any] = {}
     growth: Stages = {}
+    model: str | None = None
+    time_of: str | None = None
     against: Names = ()
 
     def __str__(self) -> str:
         settings = [f"{name}={value}" for name, value in self.training.items()]
         grows = [f"after epoch {epoch} {', '.join(calls)}" for epoch, calls in self.growth.items()]
-        return ", ".join([*map(str, self.methods), *settings, *grows]) or "the training as it is"
+        of = [self.model] if self.model else []
+        time = [f"for the time of {self.time_of}"] if self.time_of else []
+        return ", ".join([*of, *map(str, self.methods), *settings, *grows, *time]) or "the training as it is"
 
 
 class RunConfig(BaseModel):

@@ -31,13 +31,13 @@ class SeedRun:
         """Where the arm lies."""
         return self.run.arm_directory(self.seed, arm)
 
-    def fresh(self) -> nn.Module:
-        """The architecture with new weights, the same ones for every arm of a seed that starts from new weights."""
+    def fresh(self, model: str | None = None) -> nn.Module:
+        """The run's architecture, or another, with new weights: the same for every arm of a seed that starts so."""
         channels, height, width = self.run.dataset.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return create_model(
-                self.run.config.model,
+                model or self.run.config.model,
                 num_classes=self.run.dataset.num_classes,
                 in_channels=channels,
                 image_size=(height, width),

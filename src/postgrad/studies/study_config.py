@@ -167,6 +167,16 @@ class StudyConfig(ComparisonConfig):
             for other in arm.against:
                 if other == name or other not in ("base", *trainings):
                     raise unknown_name(f"arm that {name} is compared with", other, ["base", *trainings])
+            if arm.time_of is not None:
+                timed = [
+                    other for other in ("base", *trainings) if other not in trainings or not trainings[other].time_of
+                ]
+                if arm.time_of not in timed:
+                    raise unknown_name(f"arm whose time {name} has", arm.time_of, timed)
+                if arm.growth:
+                    raise ValueError(
+                        f"{name}: a network that grows has its epochs, since steps cost more then; leave out time_of"
+                    )
         return self
 
     @model_validator(mode="after")

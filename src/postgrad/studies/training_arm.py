@@ -131,7 +131,7 @@ def _recipe(seed_run: SeedRun, trial: Trial, lr: float, key: str) -> Recipe:
     if key in seed_run.run.steps:
         settings = {name: value for name, value in settings.items() if name not in lengths}
         settings["steps"] = seed_run.run.steps[key]
-    elif trial.control is not None:
+    elif trial.control is not None or trial.training.time_of is not None:
         settings = {name: value for name, value in settings.items() if name not in lengths}
         settings["budget"] = f"{seed_run.record(trial.needs[0]).cpu_seconds:.3f}s"
     return recipe_with(seed_run.run.config.model, settings)
@@ -177,7 +177,7 @@ def _begun(
 ) -> tuple[nn.Module, MethodsAtWork, Callable[[Tensor, torch.Generator], Tensor]]:
     """The network before its first step, the arm's methods at work on it, and the inputs of a step."""
     run = seed_run.run
-    model = deepcopy(run.own) if run.own is not None else seed_run.fresh()
+    model = deepcopy(run.own) if run.own is not None and arm.model is None else seed_run.fresh(arm.model)
 
     def inputs(indices: Tensor, generator: torch.Generator) -> Tensor:
         return augment(images.images[indices], run.preprocess, run.augmentation, generator)

@@ -84,13 +84,16 @@ def _trainings_of_seed(config: ComparisonConfig, seed: int) -> list[Trial]:
     arms = {"base": TrainingArm(), **config.training_arms()}
     methods = [name for name in arms if name != "base" and not _is_control(arms, name)]
     found = []
-    for name, training in arms.items():
+    for name, training in sorted(arms.items(), key=lambda arm: arm[1].time_of is not None):
+        needs = () if training.time_of is None else (training.time_of,)
         if name not in methods:
             judged = tuple(other for other in methods if name in arms[other].against)
-            found.append(trial(name, "base" if name == "base" else "control", training, control_for=judged))
+            kind: Kind = "base" if name == "base" else "control"
+            found.append(trial(name, kind, training, needs=needs, control_for=judged))
             continue
         of_cost = {control: _suffixed(control, name, alone=len(methods) == 1) for control in config.controls}
-        found.append(trial(name, "method", training, against=(*(training.against or ("base",)), *of_cost.values())))
+        against = (*(training.against or ("base",)), *of_cost.values())
+        found.append(trial(name, "method", training, needs=needs, against=against))
         plain = TrainingArm(training=training.training)
         for control, arm in of_cost.items():
             found.append(trial(arm, "control", plain, needs=(name,), control=control, control_for=(name,)))
