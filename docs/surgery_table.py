@@ -37,6 +37,7 @@ TIMM = {
     "resnet18": 64, "resnetv2_50": 64, "seresnet18": 64, "regnetx_002": 64, "mobilenetv3_small_050": 64,
     "efficientnet_lite0": 64, "ghostnet_050": 64, "repvgg_a0": 64, "dla34": 64, "vovnet39a": 64, "cspresnet50": 64,
     "convnext_atto": 64, "mixer_s32_224": 224, "deit_tiny_patch16_224": 224, "levit_128s": 224, "tinynet_e": 64,
+    "tf_mobilenetv3_small_075": 64,
 }  # fmt: skip
 
 SURGERIES: dict[str, dict[str, str]] = {"fixed_classifier": {}, "frn": {}, "mimicnorm": {}, "norm": {"kind": "group"}}

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from postgrad.changes import note_change
 from postgrad.errors import UserError
+from postgrad.methods._apart import taken_apart
 from postgrad.methods._surgery import optimizer_follows, replace_modules
 from postgrad.methods.normalisation import (
     Convolution,
@@ -43,27 +44,30 @@ def apply_fixup(model: nn.Module, *, optimizer: Optimizer | None = None, seed: i
     `seed` is that of the draw; None draws from torch's global generator. `UserError`, the network left as it was, for
     one without residual branches, and wherever `apply_mimicnorm` refuses.
     """
-    traced = trace(model)
-    convolutions = [module for module in model.modules() if isinstance(module, Convolution)]
-    check_own_weights(traced, convolutions)
-    layer_of = normalised_layers(traced)
-    branches = residual_branches(traced, layer_of)
-    if not branches:
-        raise UserError(f"{type(model).__name__} has no residual branch, and Fixup is a start for residual networks")
-    last, _ = head(traced)
-    scales = {branch.end: Scale(1.0) for branch in branches}
-    with optimizer_follows(model, optimizer) as heir_of:
-        fold(layer_of, heir_of)
-        heir_of |= {scale.scale: end.weight for end, scale in scales.items() if end.weight is not None}
-        replace_modules(model, {norm: scales.get(norm) or nn.Identity() for norm in layer_of})
-        draw_he(convolutions, None if seed is None else torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            for branch in branches:
-                *others, final = branch.layers
-                for layer in others:
-                    layer.weight.mul_(len(branches) ** (-1 / (2 * len(others))))
-                final.weight.zero_()
-            for parameter in last.parameters():
-                parameter.zero_()
-    note_change(model, "fixup")
-    return len(layer_of)
+    with taken_apart(model):
+        traced = trace(model)
+        convolutions = [module for module in model.modules() if isinstance(module, Convolution)]
+        check_own_weights(traced, convolutions)
+        layer_of = normalised_layers(traced)
+        branches = residual_branches(traced, layer_of)
+        if not branches:
+            raise UserError(
+                f"{type(model).__name__} has no residual branch, and Fixup is a start for residual networks"
+            )
+        last, _ = head(traced)
+        scales = {branch.end: Scale(1.0) for branch in branches}
+        with optimizer_follows(model, optimizer) as heir_of:
+            fold(layer_of, heir_of)
+            heir_of |= {scale.scale: end.weight for end, scale in scales.items() if end.weight is not None}
+            replace_modules(model, {norm: scales.get(norm) or nn.Identity() for norm in layer_of})
+            draw_he(convolutions, None if seed is None else torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                for branch in branches:
+                    *others, final = branch.layers
+                    for layer in others:
+                        layer.weight.mul_(len(branches) ** (-1 / (2 * len(others))))
+                    final.weight.zero_()
+                for parameter in last.parameters():
+                    parameter.zero_()
+        note_change(model, "fixup")
+        return len(layer_of)

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from postgrad.changes import note_change
 from postgrad.errors import UserError
 from postgrad.methods import _frn_kernels as kernels
+from postgrad.methods._apart import taken_apart
 from postgrad.methods._relu_removal import relus_after
 from postgrad.methods._surgery import optimizer_follows, replace_modules
 
@@ -124,7 +125,8 @@ def apply_frn(
     so it is to be trained on. Where a ReLU follows, and nothing else reads what is normalised, both become one
     `FilterResponseNormTLU`, any other batch normalisation becomes a `FilterResponseNorm`. ReLUs elsewhere, as after
     the sum of a residual block, and other activations stay. A ReLU that is called from `forward`, or that is one module
-    for several places, is taken out of that `forward` alone: the module gets a subclass of its own class.
+    for several places, is taken out of that `forward` alone: the module gets a subclass of its own class. timm's
+    BatchNormAct2d is a batch normalisation and the activation that follows it.
     `learnable_eps="auto"` learns ε in the place of BatchNorm1d; True learns it everywhere, as maps of one place need.
     `optimizer` then trains γ, β and τ in the groups of the weight and the bias that they replace.
 
@@ -134,30 +136,33 @@ def apply_frn(
     """
     if learnable_eps not in (True, False, "auto"):
         raise UserError(f"learnable_eps: expected True, False or 'auto', got {learnable_eps!r}")
-    norms = _batch_norms(model)
-    if not norms:
-        warnings.warn("apply_frn changed nothing: the network has no batch normalisation", UserWarning, stacklevel=2)
-        return 0
-    if model in norms:
-        raise UserError("the network is itself the layer to be replaced; put it into an nn.Sequential first")
-    removal = relus_after(model, norms)
-    if removal.kept:
-        warnings.warn(
-            f"{', '.join(removal.kept)}: the ReLU behind it cannot be taken out of the code that calls it, so it stays "
-            "behind a FilterResponseNorm; give each place an nn.ReLU of its own",
-            UserWarning,
-            stacklevel=2,
-        )
-    swaps: dict[nn.Module, nn.Module] = {
-        norm: _in_place_of(norm, norm in removal.layers, learnable_eps) for norm in norms
-    }
-    with optimizer_follows(model, optimizer) as heir_of:
-        replace_modules(model, swaps | {relu: nn.Identity() for relu in removal.modules})
-        for norm in norms:
-            heir_of |= _heirs(norm, swaps[norm])
-    removal.rewrite()
-    note_change(model, "frn", learnable_eps=learnable_eps)
-    return len(norms)
+    with taken_apart(model):
+        norms = _batch_norms(model)
+        if not norms:
+            warnings.warn(
+                "apply_frn changed nothing: the network has no batch normalisation", UserWarning, stacklevel=2
+            )
+            return 0
+        if model in norms:
+            raise UserError("the network is itself the layer to be replaced; put it into an nn.Sequential first")
+        removal = relus_after(model, norms)
+        if removal.kept:
+            warnings.warn(
+                f"{', '.join(removal.kept)}: the ReLU behind it cannot be taken out of the code that calls it, so it "
+                "stays behind a FilterResponseNorm; give each place an nn.ReLU of its own",
+                UserWarning,
+                stacklevel=2,
+            )
+        swaps: dict[nn.Module, nn.Module] = {
+            norm: _in_place_of(norm, norm in removal.layers, learnable_eps) for norm in norms
+        }
+        with optimizer_follows(model, optimizer) as heir_of:
+            replace_modules(model, swaps | {relu: nn.Identity() for relu in removal.modules})
+            for norm in norms:
+                heir_of |= _heirs(norm, swaps[norm])
+        removal.rewrite()
+        note_change(model, "frn", learnable_eps=learnable_eps)
+        return len(norms)
 
 
 def _batch_norms(model: nn.Module) -> dict[nn.Module, str]:

@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 
 from postgrad.changes import note_change
 from postgrad.errors import unknown_name
+from postgrad.methods._apart import taken_apart
 from postgrad.methods._surgery import optimizer_follows, replace_modules
 from postgrad.methods.normalisation import (
     Branch,
@@ -83,7 +84,7 @@ def apply_mimicnorm(
     It is for a network that is yet to be trained: all convolutions are drawn anew, N(0, 2/fan-in), times 1.21² in
     variance where they are centred (fan-in above 50, not depthwise) and the branch's scalar does not make up for it.
     Linear layers are left alone, but for the last, which becomes `Sequential(layer, norm)`. Networks without batch
-    normalisation are centred all the same.
+    normalisation are centred all the same. Of timm's BatchNormAct2d the normalisation goes, the activation stays.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def apply_mimicnorm(
     `UserWarning` and 0 where no convolution is to be centred. `UserError`, the network left as it was: torch.fx cannot
     follow its forward pass; a normalisation follows no layer of its own, or is missing at the end of a residual branch;
     the weight of a convolution is shared or parametrized; the logits come neither from a linear layer nor from a global
-    pooling. Source: arXiv 2010.09278, section 4.
+    pooling, before or after a convolution. Source: arXiv 2010.09278, section 4.
     """
     if residual not in ("code", "paper"):
         raise unknown_name("residual scalar", str(residual), ("code", "paper"))
@@ -108,31 +109,34 @@ def apply_mimicnorm(
         reason = f"the network has no convolution of more than {_SMALL_FAN_IN} weights a filter that is not yet centred"
         warnings.warn(f"{reason}: MimicNorm changed nothing", UserWarning, stacklevel=2)
         return 0
-    traced = trace(model)
-    check_own_weights(traced, convolutions)
-    layer_of = normalised_layers(traced)
-    branches = residual_branches(traced, layer_of)
-    last, classes = head(traced)
-    scales = {branch.end: Scale(_start(branch, number, residual)) for number, branch in enumerate(branches, start=1)}
+    with taken_apart(model):
+        traced = trace(model)
+        check_own_weights(traced, convolutions)
+        layer_of = normalised_layers(traced)
+        branches = residual_branches(traced, layer_of)
+        last, classes = head(traced)
+        scales = {
+            branch.end: Scale(_start(branch, number, residual)) for number, branch in enumerate(branches, start=1)
+        }
 
-    with optimizer_follows(model, optimizer) as heir_of:
-        fold(layer_of, heir_of)
-        heir_of |= {scale.scale: end.weight for end, scale in scales.items() if end.weight is not None}
-        replace_modules(model, {norm: scales.get(norm) or nn.Identity() for norm in layer_of})
-        replace_modules(model, {last: _normalised(last, classes, like=centred[0].weight)})
-        draw_he(convolutions, None if seed is None else torch.Generator().manual_seed(seed))
-        # The code's scalar already has the gain of its branch's convolutions in it.
-        plain = {layer for branch in branches for layer in branch.layers} if residual == "code" else set()
-        for layer in centred:
-            with torch.no_grad():
-                layer.weight.mul_(1.0 if layer in plain else _GAIN)
-            parametrize.register_parametrization(layer, "weight", Centred())
-    if optimizer is not None:
-        for layer in convolutions:
-            for parameter in layer.parameters():
-                optimizer.state.pop(parameter, None)
-    note_change(model, "mimicnorm", residual=residual)
-    return len(layer_of) + len(centred) + 1
+        with optimizer_follows(model, optimizer) as heir_of:
+            fold(layer_of, heir_of)
+            heir_of |= {scale.scale: end.weight for end, scale in scales.items() if end.weight is not None}
+            replace_modules(model, {norm: scales.get(norm) or nn.Identity() for norm in layer_of})
+            replace_modules(model, {last: _normalised(last, classes, like=centred[0].weight)})
+            draw_he(convolutions, None if seed is None else torch.Generator().manual_seed(seed))
+            # The code's scalar already has the gain of its branch's convolutions in it.
+            plain = {layer for branch in branches for layer in branch.layers} if residual == "code" else set()
+            for layer in centred:
+                with torch.no_grad():
+                    layer.weight.mul_(1.0 if layer in plain else _GAIN)
+                parametrize.register_parametrization(layer, "weight", Centred())
+        if optimizer is not None:
+            for layer in convolutions:
+                for parameter in layer.parameters():
+                    optimizer.state.pop(parameter, None)
+        note_change(model, "mimicnorm", residual=residual)
+        return len(layer_of) + len(centred) + 1
 
 
 def bake_mimicnorm(model: nn.Module) -> int:

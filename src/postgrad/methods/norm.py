@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 from postgrad.changes import note_change
 from postgrad.errors import UserError, unknown_name
+from postgrad.methods._apart import taken_apart
 from postgrad.methods._surgery import optimizer_follows, replace_modules
 from postgrad.methods.normalisation import remove_normalisation
 
@@ -87,34 +88,40 @@ def apply_norm(model: nn.Module, *, kind: Kind, optimizer: Optimizer | None = No
 
     `kind` is "group" (`GROUPS` groups), "layer" (over channels, height and width), "renorm" (`BatchRenorm2d`) or "none"
     (batch normalisation folded into the layer before it). Scale, shift and ε are carried over, running statistics too
-    where there are any. An `optimizer` made already goes along. Warns and returns 0 where there is nothing to replace.
-    An unknown kind and a class of its own (timm's BatchNormAct2d) are `UserError`s.
+    where there are any; what timm's BatchNormAct2d drops and activates follows the new layer. An `optimizer` made
+    already goes along. Warns and returns 0 where there is nothing to replace. An unknown kind and another
+    BatchNorm2d of a class of its own are `UserError`s, and leave the network as it was.
     """
     if kind not in get_args(Kind):
         raise unknown_name("kind of normalisation", str(kind), get_args(Kind))
     if kind == "none":
         return remove_normalisation(model, optimizer=optimizer)
     make = _MAKERS[kind]
-    old = [module for module in model.modules() if type(module) is nn.BatchNorm2d]
-    for name, norm in model.named_modules():
-        if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
-            raise UserError(f"{name} is a {type(norm).__name__}, which does more than a batch normalisation; it stays")
-    if not old:
-        warnings.warn("the network has no BatchNorm2d: no normalisation was replaced", UserWarning, stacklevel=2)
-        return 0
-    if any(norm.weight is None for norm in old):
-        raise UserError("a batch normalisation without scale and shift has nothing to carry over; leave affine on")
-    if kind == "renorm" and any(norm.running_mean is None or norm.momentum is None for norm in old):
-        raise UserError("batch renormalisation goes by running statistics and their momentum; give the network both")
-    swaps: dict[nn.Module, nn.Module] = {}
-    with optimizer_follows(model, optimizer) as heir_of:
-        for norm in old:
-            new = swaps[norm] = make(norm)
-            new.load_state_dict({k: v for k, v in norm.state_dict().items() if k in new.state_dict()})
-            heir_of |= {new.weight: norm.weight, new.bias: norm.bias}  # type: ignore[dict-item]
-        replace_modules(model, swaps)
-    note_change(model, "norm", kind=kind)
-    return len(old)
+    with taken_apart(model):
+        old = [module for module in model.modules() if type(module) is nn.BatchNorm2d]
+        for name, norm in model.named_modules():
+            if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
+                raise UserError(
+                    f"{name} is a {type(norm).__name__}, which does more than a batch normalisation; it stays"
+                )
+        if not old:
+            warnings.warn("the network has no BatchNorm2d: no normalisation was replaced", UserWarning, stacklevel=2)
+            return 0
+        if any(norm.weight is None for norm in old):
+            raise UserError("a batch normalisation without scale and shift has nothing to carry over; leave affine on")
+        if kind == "renorm" and any(norm.running_mean is None or norm.momentum is None for norm in old):
+            raise UserError(
+                "batch renormalisation goes by running statistics and their momentum; give the network both"
+            )
+        swaps: dict[nn.Module, nn.Module] = {}
+        with optimizer_follows(model, optimizer) as heir_of:
+            for norm in old:
+                new = swaps[norm] = make(norm)
+                new.load_state_dict({k: v for k, v in norm.state_dict().items() if k in new.state_dict()})
+                heir_of |= {new.weight: norm.weight, new.bias: norm.bias}  # type: ignore[dict-item]
+            replace_modules(model, swaps)
+        note_change(model, "norm", kind=kind)
+        return len(old)
 
 
 def _group_norm(old: nn.BatchNorm2d) -> nn.GroupNorm:

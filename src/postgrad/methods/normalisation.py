@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from postgrad.changes import note_change
 from postgrad.errors import UserError
+from postgrad.methods._apart import is_timms, taken_apart
 from postgrad.methods._surgery import optimizer_follows, replace_modules
 from postgrad.methods.fixed_classifier import FixedClassifier
 
@@ -63,10 +64,17 @@ class Branch:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into no batch normalisation, whoever wrote it (what it computes hangs on the batch), and no last layer."""
+    """Looks into no batch normalisation, whoever wrote it (what it computes hangs on the batch), and no last layer.
+
+    Nor into timm's own layers that are torch's but for padding the input first, or for what they do in TorchScript.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (_BatchNorm, FixedClassifier)) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            isinstance(m, (_BatchNorm, FixedClassifier))
+            or is_timms(m, "Conv2dSame", "Linear")
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 def remove_normalisation(model: nn.Module, *, optimizer: Optimizer | None = None) -> int:
@@ -78,17 +86,18 @@ def remove_normalisation(model: nn.Module, *, optimizer: Optimizer | None = None
     Statistics, scale and shift are folded into the layer before, which gains a bias where it had none: what the network
     computes in evaluation mode stays. An `nn.Identity` takes the place of the normalisation. `UserWarning` and 0 where
     there is none. `UserError`, the network left as it was: torch.fx cannot follow its forward pass, or a normalisation
-    does not follow a convolution or linear layer of its own.
+    does not follow a convolution or linear layer of its own. What timm's BatchNormAct2d drops and activates stays.
     """
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         warnings.warn("the network has no batch normalisation: nothing was changed", UserWarning, stacklevel=2)
         return 0
-    layer_of = normalised_layers(trace(model))
-    with optimizer_follows(model, optimizer) as heir_of:
-        fold(layer_of, heir_of)
-        replace_modules(model, {norm: nn.Identity() for norm in layer_of})
-    note_change(model, "remove_normalisation")
-    return len(layer_of)
+    with taken_apart(model):
+        layer_of = normalised_layers(trace(model))
+        with optimizer_follows(model, optimizer) as heir_of:
+            fold(layer_of, heir_of)
+            replace_modules(model, {norm: nn.Identity() for norm in layer_of})
+        note_change(model, "remove_normalisation")
+        return len(layer_of)
 
 
 def trace(model: nn.Module) -> Traced:
@@ -172,19 +181,22 @@ def residual_branches(traced: Traced, layer_of: Mapping[_BatchNorm, Layer]) -> l
 
 
 def head(traced: Traced) -> tuple[nn.Module, int]:
-    """The layer that gives the logits, and how many there are: a linear one, or a global pooling over convolutions."""
+    """What gives the logits, and how many: a linear layer, or a global pooling after a convolution or before one."""
     result = next(node for node in traced.graph.nodes if node.op == "output").args[0]
     made_by = _before(result, traced, _is_reshape) if isinstance(result, fx.Node) else None
     last = traced.modules.get(made_by) if made_by is not None else None
-    once = list(traced.modules.values()).count(last) == 1 if last is not None else False
-    if isinstance(last, nn.Linear) and made_by is result and once:
-        return last, last.out_features
-    if isinstance(last, FixedClassifier) and made_by is result and once:
-        return last, last.num_classes
-    if isinstance(last, nn.AdaptiveAvgPool2d) and last.output_size in (1, (1, 1)) and made_by is not None and once:
-        layer = traced.modules.get(_before(made_by.all_input_nodes[0], traced, _keeps_channels))
-        if isinstance(layer, nn.Conv2d):
-            return last, layer.out_channels
+    if made_by is not None and last is not None and list(traced.modules.values()).count(last) == 1:
+        as_made = _before(result, traced, _is_identity) is made_by
+        if isinstance(last, nn.Linear) and as_made:
+            return last, last.out_features
+        if isinstance(last, FixedClassifier) and as_made:
+            return last, last.num_classes
+        if isinstance(last, (nn.AdaptiveAvgPool2d, nn.Conv2d)):
+            before = traced.modules.get(_before(made_by.all_input_nodes[0], traced, _keeps_channels))
+            if isinstance(before, nn.Conv2d) and _is_global_pooling(last):
+                return last, before.out_channels
+            if isinstance(last, nn.Conv2d) and _is_global_pooling(before):
+                return last, last.out_channels
     raise UserError("the logits come neither from a linear layer nor from a global pooling, so they are not normalised")
 
 
@@ -256,6 +268,14 @@ def _before(node: fx.Node, traced: Traced, passed_over: _Test) -> fx.Node:
 def _is_dropout(node: fx.Node, module: nn.Module | None) -> bool:
     name = getattr(node.target, "__name__", "")
     return isinstance(module, (_DropoutNd, nn.Identity)) or name in ("dropout", "stochastic_depth")
+
+
+def _is_identity(node: fx.Node, module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Identity)
+
+
+def _is_global_pooling(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
 
 
 def _is_reshape(node: fx.Node, module: nn.Module | None) -> bool:
