@@ -47,7 +47,9 @@ class SmallVGG(nn.Module):
     """VGG without normalisation: three stages of 3×3 convolutions with pooling behind each, and two linear layers.
 
     `depths` are the convolutions of each stage. With 1, 1, 1 it has five layers with weights, with 2, 2, 2 eight, as
-    the VGG8 that is grown, and with 4, 5, 5 sixteen.
+    the VGG8 that is grown, and with 4, 5, 5 sixteen. With
+    `pool_early` a stage pools behind its first convolution instead of its last. Weights start as He et al. draw them,
+    which lets deep networks without normalisation learn; with `keras` as Glorot and Bengio do, Keras's default.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class SmallVGG(nn.Module):
         widths: Sequence[int] = (16, 32, 64),
         hidden: int = 64,
         dropout: float = 0.0,
+        pool_early: bool = False,
+        keras: bool = False,
     ) -> None:
         super().__init__()
         channels = [in_channels, *widths]
@@ -67,11 +71,19 @@ class SmallVGG(nn.Module):
         )
         self.hidden = nn.Sequential(nn.Linear(widths[-1] * (image_size // 8) ** 2, hidden), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
+        self.pool_early = pool_early
         self.fc = nn.Linear(hidden, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                (nn.init.xavier_uniform_ if keras else nn.init.kaiming_normal_)(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         for stage in self.stages:
-            x = F.max_pool2d(stage(x), 2)
+            for number, layer in enumerate(stage):
+                x = layer(x)
+                if number == (0 if self.pool_early else len(stage) - 1):
+                    x = F.max_pool2d(x, 2)
         return self.fc(self.dropout(self.hidden(x.flatten(1))))
 
 
@@ -80,24 +92,9 @@ def _stage(into: int, out: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def vgg5(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
-    """One convolution in each stage."""
-    return SmallVGG(num_classes, in_channels, image_size)
-
-
-def vgg5_narrow(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
-    """One convolution in each stage, half as wide."""
-    return SmallVGG(num_classes, in_channels, image_size, widths=(8, 16, 32))
-
-
 def vgg8(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
     """Two convolutions in each stage."""
     return SmallVGG(num_classes, in_channels, image_size, depths=(2, 2, 2))
-
-
-def vgg8_dropout(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
-    """Two convolutions in each stage, and dropout before the last layer."""
-    return SmallVGG(num_classes, in_channels, image_size, depths=(2, 2, 2), dropout=0.5)
 
 
 def vgg16(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
@@ -113,3 +110,28 @@ def vgg8_narrow(num_classes: int, in_channels: int = 3, image_size: int = 32) ->
 def vgg11(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
     """Three convolutions in each stage."""
     return SmallVGG(num_classes, in_channels, image_size, depths=(3, 3, 3))
+
+
+def keras_vgg5_narrow(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """One convolution in each stage, half as wide; drawn as Keras draws."""
+    return SmallVGG(num_classes, in_channels, image_size, widths=(8, 16, 32), keras=True)
+
+
+def keras_vgg8(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """Two convolutions in each stage; drawn as Keras draws."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(2, 2, 2), keras=True)
+
+
+def keras_vgg8_dropout(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """The same, with dropout before the last layer."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(2, 2, 2), dropout=0.5, keras=True)
+
+
+def keras_vgg8_pool_early(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """The same without dropout; the second convolution of a stage works on pooled images."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(2, 2, 2), pool_early=True, keras=True)
+
+
+def keras_vgg16(num_classes: int, in_channels: int = 3, image_size: int = 32) -> SmallVGG:
+    """Fourteen convolutions, and no normalisation to train them by; drawn as Keras draws."""
+    return SmallVGG(num_classes, in_channels, image_size, depths=(4, 5, 5), keras=True)
