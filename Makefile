@@ -20,7 +20,7 @@ find_cpu_index = if [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/ver
 	&& $(python) -c "import urllib.request as u; u.urlopen('$(cpu_index)/torch/', timeout=3)" 2>/dev/null; \
 	then echo "--extra-index-url $(cpu_index)"; fi
 
-.PHONY: demo install test test-slow lint bench ledger ledger-gradnet ledger-training docs
+.PHONY: demo install test test-slow lint bench ledger ledger-gradnet ledger-training ledger-growth docs
 
 demo: $(stamp)
 	$(python) -m postgrad.cli improve --out $(OUT)
@@ -50,8 +50,13 @@ lint: $(stamp)
 bench: $(stamp)
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(python) $$file; done
 
+# Each recipe of a folder, its run and its ledger page named after it behind a prefix; one that was begun goes on.
+studies = for recipe in $(1)/*.yaml; do name=$(2)$$(basename $$recipe .yaml); out=$(RUNS)/$$name; \
+	if [ -e $$out/config.yaml ]; then how="--resume $$out"; else how="$$recipe --out $$out"; fi; \
+	$(python) -m postgrad.cli study $$how --ledger docs/ledger/$$name || [ $$? = 1 ] || exit; done
+
 # The runs behind the published tables: hours to a day. Each target goes on where it was interrupted.
-ledger: ledger-gradnet ledger-training
+ledger: ledger-gradnet ledger-training ledger-growth
 
 ledger-gradnet: $(stamp)
 	$(python) -m postgrad.studies.ledger docs/ledger/gradnet.yaml --runs $(RUNS) --run --threads $(THREADS)
@@ -59,9 +64,10 @@ ledger-gradnet: $(stamp)
 ledger-training: $(stamp)
 	test -e runs/mnist/manifest.json || $(python) -m postgrad.cli train --model seed-cnn --data mnist --limit 10000 --epochs 3 --out runs/mnist
 	test -e runs/notmnist.npz || $(python) recipes/training/letters.py
-	for recipe in recipes/training/*.yaml; do name=$$(basename $$recipe .yaml); out=$(RUNS)/$$name; \
-	  if [ -e $$out/config.yaml ]; then how="--resume $$out"; else how="$$recipe --out $$out"; fi; \
-	  $(python) -m postgrad.cli study $$how --ledger docs/ledger/$$name || [ $$? = 1 ] || exit; done
+	$(call studies,recipes/training,)
+
+ledger-growth: $(stamp)
+	$(call studies,recipes/growth,growth-)
 
 docs: $(stamp)
 	@$(pip) -e '.[docs]'
