@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from postgrad._compat import prepare_torchvision
 from postgrad.errors import UserError
-from postgrad.growth import _streams, width
+from postgrad.growth import _streams, approximate, depth, kernels, topology, width
 from postgrad.growth._resize import Plan
 from postgrad.growth.axes import analyse
 from postgrad.growth.certificate import Certificate
@@ -428,6 +429,37 @@ def test_averages_grow_with_the_network_or_not_at_all() -> None:
     averages[1].update(net)
     with averages[1].averaged as network:
         assert network(x).shape == (4, 3)
+
+
+@pytest.mark.parametrize("operator", ["deepen", "put", "kernel", "branch", "ways", "skip", "group", "dropout", "stack"])
+def test_averages_follow_every_operator(operator: str) -> None:
+    torch.manual_seed(0)
+    stage = nn.Sequential(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()))
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), stage, nn.Flatten(), nn.Linear(216, 4))
+    x = inputs(2, 3, 6, 6)
+    averages = [AveragedModel(net), ExponentialMovingAverage(net)]
+    with torch.no_grad():
+        net[0].weight.mul_(1.1)
+    averages[0].update_parameters(net)
+    averages[1].update(net)
+    before = averages[0](x)
+    call: Callable[..., Certificate] = {
+        "deepen": partial(depth.deepen, net, "1"),
+        "put": partial(depth.deepen, net, "1", kind="identity"),
+        "kernel": partial(kernels.grow_kernel, net, "0", to=5),
+        "branch": partial(topology.branch, net, "2"),
+        "ways": partial(topology.branch, net, "0", kind="concat"),
+        "skip": partial(topology.add_skip, net, "0", "1"),
+        "group": partial(topology.insert_group, net, "1", groups=2),
+        "dropout": partial(topology.insert_dropout, net, "1", p=0.5),
+        "stack": partial(approximate.stack, net, "2"),
+    }[operator]
+    certificate = call(example=x, averages=averages)
+    if certificate.exact:
+        torch.testing.assert_close(averages[0].eval()(x), before, rtol=1e-4, atol=1e-5)
+    averages[0].update_parameters(net)
+    averages[1].update(net)
+    assert len(list(averages[0].module.parameters())) == len(list(net.parameters()))
 
 
 def test_factors_have_numbers() -> None:

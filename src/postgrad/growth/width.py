@@ -15,7 +15,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from postgrad.changes import note_change
 from postgrad.errors import UserError, unknown_name
@@ -27,8 +26,7 @@ from postgrad.growth.axes import AxisGraph, WidthAxis, analyse
 from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.initialise import Init, Loss, drawn, greatest_gradient, replicated
 from postgrad.growth.transaction import transaction
-from postgrad.growth.transfer import State, transfer, transfer_averages
-from postgrad.methods._weight_average import WeightAverage
+from postgrad.growth.transfer import Averages, State, transfer, transfer_averages
 
 
 def widen(
@@ -38,7 +36,7 @@ def widen(
     to: int,
     example: Tensor | tuple[Any, ...],
     optimizer: Optimizer | None = None,
-    averages: Sequence[AveragedModel | WeightAverage] = (),
+    averages: Averages = (),
     init: Init = "replicate",
     loss: Loss | None = None,
     seed: int = 0,
@@ -291,7 +289,7 @@ class _Call:
     layer: str
     arguments: Mapping[str, Any]
     optimizer: Optimizer | None
-    averages: Sequence[AveragedModel | WeightAverage]
+    averages: Averages
     state: State
 
     def generator(self) -> torch.Generator:
