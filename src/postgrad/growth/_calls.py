@@ -14,6 +14,7 @@ from postgrad.changes import note_change
 from postgrad.errors import UserError
 from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.moves import Move
+from postgrad.growth.transfer import Averages, transfer_averages
 
 
 @contextlib.contextmanager
@@ -54,11 +55,18 @@ def certified(
     exact: bool = True,
     moves: Sequence[Move] = (),
     expected: Callable[[str, Tensor], Tensor | None] | None = None,
+    averages: Averages = (),
+    copies: Sequence[Move] = (),
 ) -> Certificate:
-    """Certify the changed network and note the change on it; `UserError` where it computes something else."""
+    """Certify the changed network, let averages of it follow, and note the change on it.
+
+    `copies` are new parameters that were copied from others, as the averages of these are to be as well.
+    `UserError` where it computes something else, or an average is none of it.
+    """
     certificate = witness.certify(
         model, entry=entry, train=train, exact=exact, expected=expected, moves=moves, changed=changed
     )
+    transfer_averages(averages, model, [*moves, *copies])
     note_change(model, "growth", **certificate.journal[-1])
     return certificate
 

@@ -29,6 +29,7 @@ from postgrad.growth._places import Example, call, place
 from postgrad.growth.blocks import insert
 from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.transaction import transaction
+from postgrad.growth.transfer import Averages
 from postgrad.methods._surgery import optimizer_follows
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -40,6 +41,7 @@ def insert_pool(
     *,
     example: Example,
     kind: Literal["max", "average"] = "max",
+    averages: Averages = (),
 ) -> Certificate:
     """Halve the resolution behind a module, in place: approximate, to be repaired by distillation.
 
@@ -56,6 +58,7 @@ def insert_pool(
     after : the dotted name of a module that runs once in a forward pass and gives images (N, C, …).
     example : what the network takes, (N, …), or a tuple of its arguments; the error is measured on it.
     kind : "max" or "average" over 2×2 pixels; an odd side is rounded down.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
 
     `UserError`, the network left as it was: no such module; one that gives no images, or images of one pixel; layers
     behind it that take no smaller image, as a linear layer behind a flattened one does.
@@ -73,7 +76,7 @@ def insert_pool(
         insertion = {"into": after, "block": "pool", "options": options}
         arguments = {"after": after, "kind": kind}
         entry = {"operator": "insert_pool", "arguments": arguments, "insertions": [insertion]}
-        return certified(model, witness, entry, train=False, exact=False, changed=[])
+        return certified(model, witness, entry, train=False, exact=False, changed=[], averages=averages)
 
 
 def group_layer(
@@ -83,6 +86,7 @@ def group_layer(
     groups: int,
     example: Example,
     optimizer: Optimizer | None = None,
+    averages: Averages = (),
 ) -> Certificate:
     """Make a dense convolution a grouped one, in place: approximate, to be repaired by distillation.
 
@@ -101,6 +105,7 @@ def group_layer(
     groups : 2 or more; divides its channels on both sides.
     example : what the network takes, (N, …), or a tuple of its arguments; scales and error are measured on it.
     optimizer : forgets what it knew of the weight, and goes on with the new one in the same group.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
 
     `UserError`, network and optimizer left as they were: no such convolution; one that is grouped, runs never or
     several times; a weight that is shared or parametrized; groups that do not divide its channels.
@@ -125,10 +130,12 @@ def group_layer(
             "shapes": {f"{layer}.weight": list(module.weight.shape)},
             "attributes": {layer: {"groups": groups}},
         }
-        return certified(model, witness, entry, train=False, exact=False, changed=[])
+        return certified(model, witness, entry, train=False, exact=False, changed=[], averages=averages)
 
 
-def stack(model: nn.Module, stage: str, *, example: Example, optimizer: Optimizer | None = None) -> Certificate:
+def stack(
+    model: nn.Module, stage: str, *, example: Example, optimizer: Optimizer | None = None, averages: Averages = ()
+) -> Certificate:
     """Put a copy of a stage's last block behind it, weights and all, in place: approximate, to be trained on.
 
     >>> stack(model, "layer3", example=images).exact
@@ -142,6 +149,7 @@ def stack(model: nn.Module, stage: str, *, example: Example, optimizer: Optimize
     stage : the dotted name of an `nn.Sequential` whose last block gives the shape that it takes.
     example : what the network takes, (N, …), or a tuple of its arguments; the error is measured on it.
     optimizer : trains the new parameters as well, in the groups of those of the stage.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
 
     `UserError`, network and optimizer left as they were: no such stage, or one whose last block cannot follow itself.
     """
@@ -159,7 +167,7 @@ def stack(model: nn.Module, stage: str, *, example: Example, optimizer: Optimize
         _check_follows(model, stage, example)
         insertion = {"into": stage, "block": "copy", "options": options}
         entry = {"operator": "stack", "arguments": {"stage": stage}, "insertions": [insertion]}
-        return certified(model, witness, entry, train=False, exact=False, changed=[])
+        return certified(model, witness, entry, train=False, exact=False, changed=[], averages=averages)
 
 
 def _check_follows(model: nn.Module, stage: str, example: Example) -> None:

@@ -123,7 +123,7 @@ class AxisGraph:
             ]
             if found:
                 # An embedding that is the classifier too has its words among them, which are fixed.
-                return next((dim for dim in found if not all(axis.reasons for axis in axes_of(dim))), found[0])
+                return next((dim for dim in found if not all(axis.reasons for axis in axes_of(dim))), found[-1])
         return ()
 
     def dimensions_of(self, axis: Axis) -> Iterator[tuple[str, int]]:

@@ -30,6 +30,7 @@ from postgrad.growth.beside import fresh_copy
 from postgrad.growth.blocks import Layer, gates, insert
 from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.transaction import transaction
+from postgrad.growth.transfer import Averages
 from postgrad.methods._surgery import optimizer_follows
 
 Init = Literal["identity", "noise", "random"]
@@ -47,6 +48,7 @@ def deepen(
     example: Example,
     kind: Literal["residual", "identity"] = "residual",
     optimizer: Optimizer | None = None,
+    averages: Averages = (),
     seed: int = 0,
 ) -> Certificate:
     """Put a new block behind a module, in place, without changing what the network computes.
@@ -73,6 +75,7 @@ def deepen(
         as it is behind or before a ReLU, as the exported graph shows; elsewhere behind a learned gate, (1 − a)·f(x) +
         a·x with a = 1, which is exact in training mode too; the normalisation then keeps γ = 1 and β = 0.
     optimizer : trains the new parameters as well, in the groups of those of the module.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
     seed : of the draw of the new weights.
 
     `UserError`, network and optimizer left as they were: no such module; one that runs never or several times, or gives
@@ -84,7 +87,9 @@ def deepen(
     where = place(model, after, example)
     arguments = {"after": after, "kind": kind, "seed": seed}
     if kind == "identity":
-        return put_layer(model, where, "deepen", arguments, example=example, optimizer=optimizer, seed=seed)
+        return put_layer(
+            model, where, "deepen", arguments, example=example, optimizer=optimizer, averages=averages, seed=seed
+        )
     block, options, zeroed = _residual(where, seed)
     witness = Witness.of(model, example)
     with transaction(model, optimizer), optimizer_follows(model, optimizer) as heir_of:
@@ -97,7 +102,9 @@ def deepen(
             nn.init.zeros_(new.get_parameter(each))
         insertion = {"into": after, "block": block, "options": options}
         entry = {"operator": "deepen", "arguments": arguments, "insertions": [insertion]}
-        return certified(model, witness, entry, train=True, changed=[f"{name}.{each}" for each in zeroed])
+        return certified(
+            model, witness, entry, train=True, changed=[f"{name}.{each}" for each in zeroed], averages=averages
+        )
 
 
 def put_layer(
@@ -108,13 +115,15 @@ def put_layer(
     *,
     example: Example,
     optimizer: Optimizer | None,
+    averages: Averages,
     seed: int,
     groups: int = 1,
     init: Init = "identity",
 ) -> Certificate:
     """Put a layer that starts as the identity behind a module: the work of `deepen` and `insert_group`.
 
-    >>> put_layer(model, place(model, "relu", images), "deepen", arguments, example=images, optimizer=None, seed=0)
+    >>> where = place(model, "relu", images)
+    >>> put_layer(model, where, "deepen", arguments, example=images, optimizer=None, averages=(), seed=0)
     """
     if init not in _INITS:
         raise unknown_name("initialisation", str(init), _INITS)
@@ -142,6 +151,7 @@ def put_layer(
             train=train,
             changed=[f"{name}.{each}" for each in gates(layer)],
             expected=_cut_at(where.name) if form == "before" else None,
+            averages=averages,
         )
 
 

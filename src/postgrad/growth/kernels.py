@@ -26,7 +26,7 @@ from postgrad.growth.blocks import submodule
 from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.moves import Along, Move
 from postgrad.growth.transaction import transaction
-from postgrad.growth.transfer import transfer
+from postgrad.growth.transfer import Averages, transfer
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -38,6 +38,7 @@ def grow_kernel(
     to: int | Sequence[int],
     example: Example,
     optimizer: Optimizer | None = None,
+    averages: Averages = (),
 ) -> Certificate:
     """Give a convolution a larger kernel, in place, without changing what the network computes.
 
@@ -53,6 +54,7 @@ def grow_kernel(
         parity. Padding grows by dilation·(to − k)/2 on each side; "valid" becomes a number, "same" stays.
     example : what the network takes, (N, …), or a tuple of its arguments; its certificate is measured on it.
     optimizer : keeps what it knows of the old taps; the new ones start without history.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
 
     `UserError`, network and optimizer left as they were: no such layer; a transposed or lazy convolution; a weight that
     is shared or parametrized; a size that cannot be; a padding that images of the example's size do not allow
@@ -76,7 +78,9 @@ def grow_kernel(
         }
         if optimizer is not None:
             transfer(optimizer, [move])
-        return certified(model, witness, entry, train=True, moves=[move], changed=[f"{layer}.weight"])
+        return certified(
+            model, witness, entry, train=True, moves=[move], changed=[f"{layer}.weight"], averages=averages
+        )
 
 
 def _size(name: str, old: tuple[int, ...], to: int | Sequence[int]) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.depth import Init, put_layer
 from postgrad.growth.moves import Along, Move
 from postgrad.growth.transaction import transaction
-from postgrad.growth.transfer import transfer
+from postgrad.growth.transfer import Averages, transfer
 from postgrad.methods._surgery import optimizer_follows
 
 _CONCENTRATION = 10.0
@@ -48,6 +48,7 @@ def branch(
     ways: int = 2,
     kind: Literal["add", "concat", "gated"] = "add",
     optimizer: Optimizer | None = None,
+    averages: Averages = (),
     seed: int = 0,
 ) -> Certificate:
     """Make several ways of one module, in place, without changing what the network computes; in training mode too.
@@ -68,6 +69,7 @@ def branch(
         of a convolution or linear layer among layers of their own, whose outputs are joined. "gated" adds copies that
         are drawn anew, at a learned factor of 0.
     optimizer : trains the new parameters as well, in the groups of those that they are copies of.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
     seed : of the draw of α or of the new weights.
 
     `UserError`, network and optimizer left as they were: no such module; one that runs never or several times, or gives
@@ -81,7 +83,7 @@ def branch(
     where = place(model, layer, example)
     arguments = {"layer": layer, "ways": ways, "kind": kind, "seed": seed}
     if kind == "concat":
-        return _split_rows(model, where, arguments, example, optimizer)
+        return _split_rows(model, where, arguments, example, optimizer, averages)
     witness = Witness.of(model, example)
     with transaction(model, optimizer), optimizer_follows(model, optimizer) as heir_of:
         originals = dict(where.module.named_parameters())
@@ -92,8 +94,8 @@ def branch(
         total = model.get_submodule(name)
         assert isinstance(total, Sum)
         join_groups(heir_of, total, where.module)
-        for copied in total.copies:
-            heir_of |= {parameter: originals[path] for path, parameter in copied.named_parameters()}
+        of = {new: originals[path] for copied in total.copies for path, new in copied.named_parameters()}
+        heir_of |= of
         if kind == "add":
             with torch.no_grad():
                 total.weights.copy_(_shares(ways, seed))
@@ -113,6 +115,8 @@ def branch(
             # Not the shares alone: behind them, a normalisation may hide the size of the sum.
             changed=[f"{name}.{path}" for path, _ in total.named_parameters()],
             moves=[_of_share(each, share) for each in originals.values()],
+            averages=averages,
+            copies=[Move(old, new, ()) for new, old in of.items()] if kind == "add" else (),
         )
 
 
@@ -123,6 +127,7 @@ def add_skip(
     *,
     example: Example,
     optimizer: Optimizer | None = None,
+    averages: Averages = (),
     seed: int = 0,
 ) -> Certificate:
     """Add a skip connection, in place, without changing what the network computes; in training mode too.
@@ -142,6 +147,7 @@ def add_skip(
         each.
     example : what the network takes, (N, …), or a tuple of its arguments; its certificate is measured on it.
     optimizer : trains the new parameters as well, in the groups of the target's.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
     seed : of the draw of P.
 
     `UserError`, network and optimizer left as they were: no such module; one that runs never or several times, or gives
@@ -160,7 +166,7 @@ def add_skip(
         insertion = {"into": target, "block": "skip", "options": options}
         arguments = {"source": source, "target": target, "seed": seed}
         entry = {"operator": "add_skip", "arguments": arguments, "insertions": [insertion]}
-        return certified(model, witness, entry, train=True, changed=[f"{name}.gate"])
+        return certified(model, witness, entry, train=True, changed=[f"{name}.gate"], averages=averages)
 
 
 def insert_group(
@@ -171,6 +177,7 @@ def insert_group(
     example: Example,
     init: Init = "identity",
     optimizer: Optimizer | None = None,
+    averages: Averages = (),
     seed: int = 0,
 ) -> Certificate:
     """Put a grouped 3×3 convolution with ReLU behind a module, in place, without changing what the network computes.
@@ -189,6 +196,7 @@ def insert_group(
         "noise" as the identity with small noise where its weights are zero, behind a gate, (1 − a)·f(x) + a·x with a =
         1; "random" is drawn by torch's default, x + a·f(x) with a = 0. The last two are exact in training mode too.
     optimizer : trains the new parameters as well, in the groups of those of the module.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
     seed : of the draw of the new weights.
 
     `UserError`, network and optimizer left as they were: no such module; one that runs never or several times, or gives
@@ -207,13 +215,14 @@ def insert_group(
         arguments,
         example=example,
         optimizer=optimizer,
+        averages=averages,
         seed=seed,
         groups=groups,
         init=init,
     )
 
 
-def insert_dropout(model: nn.Module, after: str, *, p: float, example: Example) -> Certificate:
+def insert_dropout(model: nn.Module, after: str, *, p: float, example: Example, averages: Averages = ()) -> Certificate:
     """Put dropout behind a module, in place; what the network computes in evaluation mode stays.
 
     >>> insert_dropout(model, "layer2", p=0.1, example=images).mode
@@ -225,6 +234,7 @@ def insert_dropout(model: nn.Module, after: str, *, p: float, example: Example) 
     after : the dotted name of a module that runs once in a forward pass and gives one tensor.
     p : the probability of each number to be zeroed, at least 0 and below 1.
     example : what the network takes, (N, …), or a tuple of its arguments; its certificate is measured on it.
+    averages : of the network's weights; they grow with it (`postgrad.growth.transfer_average`).
 
     `UserError`, the network left as it was: no such module; one that runs never or several times, or gives no single
     tensor; another p.
@@ -238,7 +248,7 @@ def insert_dropout(model: nn.Module, after: str, *, p: float, example: Example) 
         insert(model, after, "dropout", options)
         insertion = {"into": after, "block": "dropout", "options": options}
         entry = {"operator": "insert_dropout", "arguments": {"after": after, "p": float(p)}, "insertions": [insertion]}
-        return certified(model, witness, entry, train=False, changed=[])
+        return certified(model, witness, entry, train=False, changed=[], averages=averages)
 
 
 def _write_in_place_no_more(module: nn.Module) -> list[str]:
@@ -250,7 +260,12 @@ def _write_in_place_no_more(module: nn.Module) -> list[str]:
 
 
 def _split_rows(
-    model: nn.Module, where: Place, arguments: dict[str, Any], example: Example, optimizer: Optimizer | None
+    model: nn.Module,
+    where: Place,
+    arguments: dict[str, Any],
+    example: Example,
+    optimizer: Optimizer | None,
+    averages: Averages,
 ) -> Certificate:
     layer, name, ways = where.module, where.name, arguments["ways"]
     if not isinstance(layer, Splittable) or getattr(layer, "groups", 1) != 1:
@@ -286,7 +301,7 @@ def _split_rows(
         changed = [f"{name}.weight", *(f"{path}.copies.{number}.weight" for number in range(ways - 1))]
         if optimizer is not None:
             transfer(optimizer, moves)
-        return certified(model, witness, entry, train=True, changed=changed, moves=moves)
+        return certified(model, witness, entry, train=True, changed=changed, moves=moves, averages=averages)
 
 
 def _take(layer: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> list[Move]:

@@ -41,6 +41,8 @@ from postgrad.growth.moves import Along, Move
 from postgrad.methods._weight_average import WeightAverage
 
 State = Literal["split", "copy", "reset"]
+Averages = Sequence[AveragedModel | WeightAverage]
+"""Averages of a network's weights: torch's, and those of postgrad."""
 
 _SHARE_OF: dict[str, Callable[[Tensor], Tensor]] = {
     "momentum_buffer": torch.clone,
@@ -123,7 +125,7 @@ def transfer_average(averaged: AveragedModel | WeightAverage, model: nn.Module, 
 
     `UserError`, the average left as it was: one of another network, or one that is just now put into the network.
     """
-    made_by = {move.new: move for move in moves}
+    made_by = {move.new: move for move in moves if move.new is not move.old}  # itself, with another gradient
     if isinstance(averaged, WeightAverage):
         if set(model.parameters()) != set(averaged.model.parameters()):
             raise _other_network()
@@ -137,9 +139,7 @@ def transfer_average(averaged: AveragedModel | WeightAverage, model: nn.Module, 
         )
 
 
-def transfer_averages(
-    averages: Sequence[AveragedModel | WeightAverage], model: nn.Module, moves: Sequence[Move]
-) -> None:
+def transfer_averages(averages: Averages, model: nn.Module, moves: Sequence[Move]) -> None:
     """Grow several averages of a network's weights by `transfer_average`: all of them, or none.
 
     >>> transfer_averages([average, torch_average], model, moves)

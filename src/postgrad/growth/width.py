@@ -15,7 +15,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from postgrad.changes import note_change
 from postgrad.errors import UserError, unknown_name
@@ -27,8 +26,7 @@ from postgrad.growth.axes import AxisGraph, WidthAxis, analyse
 from postgrad.growth.certificate import Certificate, Witness
 from postgrad.growth.initialise import Init, Loss, drawn, greatest_gradient, replicated
 from postgrad.growth.transaction import transaction
-from postgrad.growth.transfer import State, transfer, transfer_averages
-from postgrad.methods._weight_average import WeightAverage
+from postgrad.growth.transfer import Averages, State, transfer, transfer_averages
 
 
 def widen(
@@ -38,7 +36,7 @@ def widen(
     to: int,
     example: Tensor | tuple[Any, ...],
     optimizer: Optimizer | None = None,
-    averages: Sequence[AveragedModel | WeightAverage] = (),
+    averages: Averages = (),
     init: Init = "replicate",
     loss: Loss | None = None,
     seed: int = 0,
@@ -92,11 +90,11 @@ def widen(
             'init="gradmax" chooses new units by a loss: give loss=, a function of the network, with it alone'
         )
     graph = analyse(model, example)
-    axis, size = _chosen(model, graph, layer, to)
+    chosen = _chosen(model, graph, layer, to)
     call = _Call(
         model, graph, layer, {"layer": layer, "to": to, "init": init, "seed": seed}, optimizer, averages, state
     )
-    plans = list(_plans(model, graph, axis, size, init, seed))
+    plans = list(_plans(model, graph, chosen, init, seed))
     rows = {} if loss is None else greatest_gradient(model, graph, plans[0], loss, call.generator())
     witness = Witness.of(model, example)
     refused: UserError | None = None
@@ -114,11 +112,20 @@ def widen(
                     "was"
                 )
     assert refused is not None
-    raise _instead(graph, axis, size, layer) or refused
+    raise _instead(graph, chosen) or refused
 
 
-def _chosen(model: nn.Module, graph: AxisGraph, layer: str, to: int) -> tuple[WidthAxis, int]:
-    """The axis to be widened, and the size that it shall have."""
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The axis to be widened, the size that it shall have, and how many channels each of its units stands for."""
+
+    layer: str
+    axis: WidthAxis
+    size: int
+    step: int
+
+
+def _chosen(model: nn.Module, graph: AxisGraph, layer: str, to: int) -> _Chosen:
     name, _, factor = layer.partition("#")
     modules = dict(model.named_modules())
     if name not in modules:
@@ -136,7 +143,7 @@ def _chosen(model: nn.Module, graph: AxisGraph, layer: str, to: int) -> tuple[Wi
         _check_free(layer, axis)
         if to <= axis.size:
             raise UserError(f"{layer}: there are {axis.size} of it; give a greater number, not {to}")
-        return axis, to
+        return _Chosen(layer, axis, to, 1)
     free = [axis for axis in made if not axis.fixed]
     if not free:
         _check_free(layer, made[0])
@@ -145,7 +152,7 @@ def _chosen(model: nn.Module, graph: AxisGraph, layer: str, to: int) -> tuple[Wi
         raise UserError(f"{layer}: it has {total} channels; give a greater number, not {to}")
     for axis in free:
         if to % (total // axis.size) == 0:
-            return axis, to // (total // axis.size)
+            return _Chosen(layer, axis, to // (total // axis.size), total // axis.size)
     steps = sorted({total // axis.size for axis in free})
     near = sorted({each for step in steps for each in (to // step * step, to // step * step + step) if each > total})
     raise UserError(f"{layer}: its {total} channels grow in steps of {_or(steps)}: to={_or(near)}, not {to}")
@@ -161,16 +168,16 @@ def _check_free(layer: str, axis: WidthAxis) -> None:
         raise UserError(f"{layer}: cannot be widened: {axis.fixed[0]}{more}")
 
 
-def _plans(model: nn.Module, graph: AxisGraph, axis: WidthAxis, size: int, init: Init, seed: int) -> Iterator[Plan]:
+def _plans(model: nn.Module, graph: AxisGraph, chosen: _Chosen, init: Init, seed: int) -> Iterator[Plan]:
     """What may be done: widen the axis alone, or, where the network's code wants that, heads along with their sum."""
+    axis, size = chosen.axis, chosen.size
     generator = torch.Generator().manual_seed(seed)
-    even = bool(axis.even) and size % axis.size != 0
     if init == "random":
         alone = Plan((_drawn_throughout(graph, drawn(axis, size)),))
     elif init == "gradmax" or (init == "fanout_zero" and not axis.even):
         alone = Plan((drawn(axis, size),))
-    elif init == "fanout_zero" or even:
-        alone = _between_norms(model, graph, axis, size, init)
+    elif init == "fanout_zero" or (axis.even and size % axis.size):
+        alone = _between_norms(model, graph, chosen)
     else:
         alone = _repeated(graph, axis, size, generator)
     yield alone
@@ -187,17 +194,21 @@ def _drawn_throughout(graph: AxisGraph, widening: Widening) -> Widening:
     return dataclasses.replace(widening, starts=starts)
 
 
-def _between_norms(model: nn.Module, graph: AxisGraph, axis: WidthAxis, size: int, init: Init) -> Plan:
-    try:
-        return any_size(model, graph, axis, size)
-    except UserError as error:
-        below, above = size // axis.size * axis.size, (size // axis.size + 1) * axis.size
-        near = [each for each in (below, above) if each > axis.size]
-        instead = f"{_or(near)} units, not {size}" if size % axis.size else 'init="replicate"'
-        raise UserError(
-            f"{axis.name}: {axis.even[0]} takes a mean over it, so all its units must become equally many "
-            f"({error}): {instead}"
-        ) from error
+def _between_norms(model: nn.Module, graph: AxisGraph, chosen: _Chosen) -> Plan:
+    axis, size = chosen.axis, chosen.size
+    why = ""
+    if all(each.startswith(("layer_norm ", "rms_norm ")) for each in axis.even):
+        try:
+            return any_size(model, graph, axis, size)
+        except UserError as error:
+            why = f", and {error}"
+    near = [each for each in (size // axis.size * axis.size, (size // axis.size + 1) * axis.size) if each > axis.size]
+    to = f"to={_or([each * chosen.step for each in near])}, not {size * chosen.step}"
+    instead = to if size % axis.size else 'use init="replicate"'
+    raise UserError(
+        f"{chosen.layer}: {axis.even[0]} takes a mean over it{why}, so all its units must become equally "
+        f"many: {instead}"
+    )
 
 
 def _repeated(graph: AxisGraph, axis: WidthAxis, size: int, generator: torch.Generator) -> Plan:
@@ -236,8 +247,9 @@ def _products(graph: AxisGraph) -> Iterator[tuple[tuple[Axis, Axis], Axis]]:
                     yield (dim[0][0], dim[0][1]), other[0]
 
 
-def _instead(graph: AxisGraph, axis: WidthAxis, size: int, layer: str) -> UserError | None:
+def _instead(graph: AxisGraph, chosen: _Chosen) -> UserError | None:
     """What to do where the network's code ties heads × their size to as many units."""
+    layer, axis, size = chosen.layer, chosen.axis, chosen.size
     streams = [stream for pair, stream in _products(graph) if axis.axis in pair and not stream.reasons]
     if streams:
         stream = next(each for each in graph.axes if each.axis is streams[0])
@@ -277,7 +289,7 @@ class _Call:
     layer: str
     arguments: Mapping[str, Any]
     optimizer: Optimizer | None
-    averages: Sequence[AveragedModel | WeightAverage]
+    averages: Averages
     state: State
 
     def generator(self) -> torch.Generator:
