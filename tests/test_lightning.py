@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from postgrad.errors import UserError
-from postgrad.lightning import TrainingMethods
+from postgrad.growth.operations import grow
+from postgrad.growth.words import parse_operation
+from postgrad.lightning import GrowAt, TrainingMethods
 from postgrad.methods.weight_averages import ExponentialMovingAverage
 
 from lightning.pytorch import LightningModule, Trainer  # isort: skip, after torchvision is prepared
@@ -47,9 +49,9 @@ def loader() -> DataLoader:
     return DataLoader(TensorDataset(x, y), batch_size=8)
 
 
-def trainer(folder: Path, *methods: str, **settings: Any) -> Trainer:
+def trainer(folder: Path, *methods: str, callbacks: Any = (), **settings: Any) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    callbacks = [TrainingMethods(*methods)] if methods else []
+    callbacks = [*([TrainingMethods(*methods)] if methods else []), *callbacks]
     return Trainer(default_root_dir=folder, callbacks=callbacks, **{**quiet, "max_epochs": 2, **settings})
 
 
@@ -122,3 +124,97 @@ def test_a_module_without_a_loss_of_its_own_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, "powergrad").fit(Module(criterion=False), loader())
     with pytest.raises(UserError, match="did you mean 'ema'"):
         TrainingMethods("emaa")
+
+
+STAGES = {1: ["widen:layer=0,to=12", "deepen:after=0"]}
+
+
+class Adam(Module):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def test_growth_is_that_of_the_loop_by_hand(tmp_path: Path) -> None:
+    module, reference = Adam(), Adam()
+    trainer(tmp_path, callbacks=[GrowAt(STAGES, seed=2)], enable_checkpointing=False).fit(module, loader())
+    optimizer = reference.configure_optimizers()
+    reference.train()
+    calls = [parse_operation(word) for word in STAGES[1]]
+    for epoch in range(2):
+        for number, (x, y) in enumerate(loader()):
+            if (epoch, number) == (1, 0):
+                grow(reference.net, calls, example=x, optimizer=optimizer, seed=2)
+            optimizer.zero_grad()
+            reference.criterion(reference(x), y).backward()
+            optimizer.step()
+    check_equal(module, reference)
+    assert (module.net[0].out_channels, hasattr(module.net[0], "grown")) == (12, True)
+
+
+@pytest.mark.parametrize("first_epochs", [1, 2])
+def test_a_training_that_grows_goes_on_from_a_checkpoint(tmp_path: Path, first_epochs: int) -> None:
+    """From a checkpoint before the growth, and from one after it, into a fresh module."""
+    whole, first, second = Adam(), Adam(), Adam()
+    settings = {"max_epochs": 3}
+    trainer(tmp_path, callbacks=[GrowAt(STAGES)], enable_checkpointing=False, **settings).fit(whole, loader())
+    half = trainer(tmp_path, callbacks=[GrowAt(STAGES)], **settings)
+    half.fit_loop.max_epochs = first_epochs
+    half.fit(first, loader())
+    kept = next(tmp_path.rglob("*.ckpt"))
+    resumed = GrowAt(STAGES)
+    trainer(tmp_path / "second", callbacks=[resumed], **settings).fit(second, loader(), ckpt_path=kept)
+    check_equal(second, whole)
+    assert "on_load_checkpoint" not in vars(second)
+
+
+def test_without_the_order_of_the_optimizer_a_checkpoint_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control."""
+    half = trainer(tmp_path, callbacks=[GrowAt(STAGES)], max_epochs=3)
+    half.fit_loop.max_epochs = 2
+    half.fit(Adam(), loader())
+    monkeypatch.setattr("postgrad.lightning.put_in_order", lambda *_: None)
+    run = trainer(tmp_path / "second", callbacks=[GrowAt(STAGES)], max_epochs=3)
+    with pytest.raises(RuntimeError, match="size"):
+        run.fit(Adam(), loader(), ckpt_path=next(tmp_path.rglob("*.ckpt")))
+
+
+def test_a_grown_network_is_tested_from_its_checkpoint(tmp_path: Path) -> None:
+    class Tested(Adam):
+        def test_step(self, batch: Any, number: int) -> None:
+            self.log("sizes", float(self.net[0].out_channels))
+
+    trainer(tmp_path, callbacks=[GrowAt(STAGES)]).fit(Tested(), loader())
+    kept = next(tmp_path.rglob("*.ckpt"))
+    found = trainer(tmp_path, callbacks=[GrowAt(STAGES)]).test(Tested(), loader(), ckpt_path=kept, verbose=False)
+    assert found == [{"sizes": 12.0}]
+    wrong = Tested()
+    grow(wrong.net, [parse_operation("widen:layer=0,to=9")], example=torch.randn(2, 1, 5, 5))
+    with pytest.raises(UserError, match="grown in another way"):
+        trainer(tmp_path, callbacks=[GrowAt(STAGES)]).test(wrong, loader(), ckpt_path=kept, verbose=False)
+
+
+def test_growth_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    class Two(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(3, 3)
+
+    class TwoOptimizers(Module):
+        def configure_optimizers(self) -> Any:
+            self.automatic_optimization = False
+            return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
+
+    def refused(module: Module, message: str, *methods: str, **options: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            trainer(tmp_path, *methods, callbacks=[GrowAt(STAGES, **options)], enable_checkpointing=False).fit(
+                module, loader()
+            )
+
+    refused(Two(), "names one of net, other")
+    refused(Module(), "names one of net", network="nett")
+    refused(TwoOptimizers(), "expected one optimizer, got 2")
+    refused(Module(), "a mean of the weights is not carried over", "ema:decay=0.9")
+    with pytest.raises(UserError, match="did you mean 'widen'"):
+        GrowAt({1: ["widn:layer=0"]})

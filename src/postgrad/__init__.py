@@ -10,6 +10,20 @@ if TYPE_CHECKING:
     from postgrad.errors import UserError as UserError
     from postgrad.evaluation.score import score as score
     from postgrad.gradients import per_sample_gradients as per_sample_gradients
+    from postgrad.growth.approximate import group_layer as group_layer
+    from postgrad.growth.approximate import insert_pool as insert_pool
+    from postgrad.growth.axes import analyse as analyse
+    from postgrad.growth.certificate import Certificate as Certificate
+    from postgrad.growth.depth import deepen as deepen
+    from postgrad.growth.journal import replay as replay
+    from postgrad.growth.kernels import grow_kernel as grow_kernel
+    from postgrad.growth.topology import add_skip as add_skip
+    from postgrad.growth.topology import branch as branch
+    from postgrad.growth.topology import insert_dropout as insert_dropout
+    from postgrad.growth.topology import insert_group as insert_group
+    from postgrad.growth.transfer import transfer as transfer
+    from postgrad.growth.transfer import transfer_average as transfer_average
+    from postgrad.growth.width import widen as widen
     from postgrad.methods.edges import edge_importance as edge_importance
     from postgrad.methods.edges import important_edges as important_edges
     from postgrad.methods.edges import training_only as training_only
@@ -37,6 +51,7 @@ if TYPE_CHECKING:
     from postgrad.models.registry import create_model as create_model
 
 _PUBLIC = {
+    "Certificate": "postgrad.growth.certificate",
     "ExponentialMovingAverage": "postgrad.methods.weight_averages",
     "FilterResponseNorm": "postgrad.methods.frn",
     "FilterResponseNormTLU": "postgrad.methods.frn",
@@ -50,26 +65,40 @@ _PUBLIC = {
     "TemperatureCrossEntropy": "postgrad.methods.powergrad",
     "ThresholdedLinearUnit": "postgrad.methods.frn",
     "UserError": "postgrad.errors",
+    "add_skip": "postgrad.growth.topology",
+    "analyse": "postgrad.growth.axes",
     "apply_fixed_classifier": "postgrad.methods.fixed_classifier",
     "apply_fixup": "postgrad.methods.fixup",
     "apply_frn": "postgrad.methods.frn",
     "apply_mimicnorm": "postgrad.methods.mimicnorm",
     "apply_norm": "postgrad.methods.norm",
     "bake_mimicnorm": "postgrad.methods.mimicnorm",
+    "branch": "postgrad.growth.topology",
     "create_model": "postgrad.models.registry",
+    "deepen": "postgrad.growth.depth",
     "edge_importance": "postgrad.methods.edges",
+    "group_layer": "postgrad.growth.approximate",
+    "grow_kernel": "postgrad.growth.kernels",
     "important_edges": "postgrad.methods.edges",
+    "insert_dropout": "postgrad.growth.topology",
+    "insert_group": "postgrad.growth.topology",
+    "insert_pool": "postgrad.growth.approximate",
     "load": "postgrad._loading",
     "per_sample_gradients": "postgrad.gradients",
     "powergrad_cross_entropy": "postgrad.methods.powergrad",
+    "replay": "postgrad.growth.journal",
     "save": "postgrad.models.checkpoints",
     "score": "postgrad.evaluation.score",
     "temperature_cross_entropy": "postgrad.methods.powergrad",
     "training_only": "postgrad.methods.edges",
+    "transfer": "postgrad.growth.transfer",
+    "transfer_average": "postgrad.growth.transfer",
+    "widen": "postgrad.growth.width",
 }
 """Public name -> the module it lives in; imported on first use, so that `import postgrad` takes no time."""
 
 __all__ = [
+    "Certificate",
     "ExponentialMovingAverage",
     "FilterResponseNorm",
     "FilterResponseNormTLU",
@@ -83,22 +112,35 @@ __all__ = [
     "TemperatureCrossEntropy",
     "ThresholdedLinearUnit",
     "UserError",
+    "add_skip",
+    "analyse",
     "apply_fixed_classifier",
     "apply_fixup",
     "apply_frn",
     "apply_mimicnorm",
     "apply_norm",
     "bake_mimicnorm",
+    "branch",
     "create_model",
+    "deepen",
     "edge_importance",
+    "group_layer",
+    "grow_kernel",
     "important_edges",
+    "insert_dropout",
+    "insert_group",
+    "insert_pool",
     "load",
     "per_sample_gradients",
     "powergrad_cross_entropy",
+    "replay",
     "save",
     "score",
     "temperature_cross_entropy",
     "training_only",
+    "transfer",
+    "transfer_average",
+    "widen",
 ]
 
 

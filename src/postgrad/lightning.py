@@ -1,19 +1,25 @@
-"""Training-time methods in a training by Lightning's Trainer: one callback that calls the same functions."""
+"""Training-time methods and growth in a training by Lightning's Trainer: callbacks that call the same functions."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from postgrad._compat import prepare_torchvision
+from postgrad.changes import Change, apply_changes, changes_of
 from postgrad.errors import UserError
+from postgrad.growth.operations import grow
+from postgrad.growth.words import parse_stages
 from postgrad.methods.at_work import MethodsAtWork
 from postgrad.methods.registry import get_method, parse_method
+from postgrad.training.optimizers import names_in_order, put_in_order
 
 prepare_torchvision()  # torchmetrics, which Lightning imports, imports torchvision
 
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging  # noqa: E402
 
 
 class TrainingMethods(Callback):
@@ -36,6 +42,11 @@ class TrainingMethods(Callback):
         self._at_work: MethodsAtWork | None = None
         self._state: dict[str, Any] = {}
         self._step = 0
+
+    @property
+    def averages(self) -> bool:
+        """Whether a mean of the weights is kept."""
+        return any(get_method(name).shape == "weights" for name, _ in self._methods)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Change the network, once, before there are optimizers."""
@@ -87,6 +98,118 @@ class TrainingMethods(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict
+
+
+class GrowAt(Callback):
+    """Grows the network of a Lightning training at the beginning of some epochs, its optimizer carried over.
+
+    >>> Trainer(callbacks=[GrowAt({3: ["widen:layer=conv1,to=96"], 6: ["deepen:after=layer3"]})]).fit(module, loader)
+
+    Epochs are counted as Lightning counts them: 3 is when three are over. Operations are in the words of `postgrad
+    train --grow`, and layers are named as in the network: the attribute `network` of the module, by default the only
+    one that has parameters. It is called with the first element of a batch (or the batch, where that is a tensor), on
+    which the growth is certified. The optimizer stays the same object, and so do schedules.
+
+    What was grown is kept in Lightning's checkpoints, and done again where `fit`, `validate` or `test` is given one: on
+    a fresh module, as it was made for the training.
+
+    Raises `UserError` for words that cannot be read; a module in which the network is not found; more than one
+    optimizer, or process; a checkpoint of a network that was grown in another way; whatever the operators refuse.
+    """
+
+    _KEY = "postgrad.growth"
+
+    def __init__(self, stages: Mapping[int, str | Sequence[str]], *, network: str | None = None, seed: int = 0) -> None:
+        read = parse_stages(stages)
+        self._stages = {epoch: [each.checked() for each in calls] for epoch, calls in read.items()}
+        self._network = network
+        self._seed = seed
+        self._grown: set[int] = set()
+        self._order: list[list[str]] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Be told of the checkpoint before the weights in it are loaded, which the callback's own hooks are not."""
+        self._find(pl_module)
+        own = pl_module.on_load_checkpoint
+
+        def regrown(checkpoint: dict[str, Any]) -> None:
+            self._grow_again(pl_module, checkpoint.get(self._KEY, {}))
+            own(checkpoint)
+
+        pl_module.on_load_checkpoint = regrown  # type: ignore[method-assign]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The optimizer is there, its state is not yet: let its parameters stand as they did."""
+        if trainer.world_size > 1:
+            raise UserError("growth: a network grows in a training of one process; grow it between two trainings")
+        if len(trainer.optimizers) != 1:
+            raise UserError(f"growth: expected one optimizer, got {len(trainer.optimizers)}")
+        if any(_averages(callback) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "growth: a mean of the weights is not carried over the growth of its network; leave one out"
+            )
+        if self._order is not None:
+            put_in_order(trainer.optimizers[0], pl_module, self._order)
+            self._order = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Grow before the first step of an epoch."""
+        epoch = trainer.current_epoch
+        if epoch not in self._stages or epoch in self._grown:
+            return
+        example = (
+            batch if isinstance(batch, Tensor) else next(iter(batch)) if isinstance(batch, (list, tuple)) else None
+        )
+        if not isinstance(example, Tensor):
+            raise UserError(f"growth: expected batches that are, or begin with, a tensor; got a {type(batch).__name__}")
+        grow(
+            self._find(pl_module),
+            self._stages[epoch],
+            example=example,
+            optimizer=trainer.optimizers[0],
+            seed=self._seed,
+        )
+        self._grown.add(epoch)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was grown, and the order of the optimizer's parameters."""
+        checkpoint[self._KEY] = {
+            "epochs": sorted(self._grown),
+            "changes": [each.model_dump(mode="json") for each in changes_of(self._find(pl_module))],
+            "order": [names_in_order(each, pl_module) for each in trainer.optimizers],
+        }
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the module its own hook back."""
+        vars(pl_module).pop("on_load_checkpoint", None)
+
+    def _grow_again(self, pl_module: LightningModule, kept: Mapping[str, Any]) -> None:
+        network = self._find(pl_module)
+        changes = tuple(Change(**each) for each in kept.get("changes", []))
+        there = changes_of(network)
+        if there != changes[: len(there)]:
+            raise UserError(
+                "growth: the network was grown in another way than the checkpoint's; load it into a module made anew"
+            )
+        apply_changes(network, changes[len(there) :])
+        self._grown = set(kept.get("epochs", []))
+        self._order = next(iter(kept.get("order", [])), None)
+
+    def _find(self, pl_module: LightningModule) -> nn.Module:
+        """The network in the module."""
+        children = {name: child for name, child in pl_module.named_children() if any(True for _ in child.parameters())}
+        name = self._network if self._network is not None else next(iter(children), "") if len(children) == 1 else ""
+        if name not in children:
+            known = f"GrowAt(…, network=…) names one of {', '.join(children)}" if children else "it has none"
+            raise UserError(f"growth: expected the network as an attribute of {type(pl_module).__name__}; {known}")
+        return children[name]
+
+
+def _averages(callback: Callback) -> bool:
+    """Whether a callback keeps a mean of the weights."""
+    if isinstance(callback, TrainingMethods):
+        return callback.averages
+    return isinstance(callback, (StochasticWeightAveraging, WeightAveraging))
 
 
 class _Loss(nn.Module):

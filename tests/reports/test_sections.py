@@ -48,6 +48,27 @@ def test_bands_reach_from_the_lowest_seed_to_the_highest() -> None:
     np.testing.assert_allclose(line.y, line.x * (1 + 2 + 3 / 0.8) / 3)
 
 
+def test_stages_of_growth_are_marked_at_the_mean_over_the_seeds(run: Run) -> None:
+    steps = np.array([5.0, 10.0, 15.0, 20.0])
+    grown = {"growths": np.array([1.0, 1.0, 3.0, 3.0]), "parameters": np.array([40.0, 40.0, 52.0, 52.0])}
+    curves = [{"step": steps, **grown}, {"step": steps + 1, **grown}, {"step": steps}]
+    marks = learning.growths(curves, "step")
+    assert marks == ((5.5, "grows to 40 parameters"), (15.5, "grows to 52 parameters"))
+    method = next(arm.name for arm in run.results.arms if arm.kind == "method")
+    assert not learning.learning(run, groups(run.results.arms))["grows"]
+    marked = {**run.curves, method: {seed: {**curve, **_grown(curve)} for seed, curve in run.curves[method].items()}}
+    section = learning.learning(dataclasses.replace(run, curves=marked), groups(run.results.arms))
+    assert section["grows"]
+    drawn = [chart for _, charts in section["groups"] for chart in charts if 'class="mark' in chart["chart"]]
+    assert drawn
+    assert all("grows to 7 parameters" in chart["chart"] for chart in drawn)
+
+
+def _grown(curve: dict[str, Any]) -> dict[str, Any]:
+    half = (np.arange(len(curve["step"])) >= len(curve["step"]) // 2).astype(float)
+    return {"growths": half, "parameters": 5 + 2 * half}
+
+
 def test_looked_at_once_each_seed_is_one_dot_with_its_range() -> None:
     once = [(np.array([float(50 + i)]), np.array([0.8 + 0.1 * i])) for i in range(2)]
     line = learning.mean_line("a", "base", once)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,60 @@ def test_methods_are_part_of_the_training_and_of_what_is_kept(tmp_path: Path) ->
     answers = [model(x) for model in (plain, flat, averaged)]
     assert not torch.equal(answers[0], answers[1])
     assert not torch.equal(answers[0], answers[2])
+
+
+def test_a_network_grows_on_the_way_and_an_interrupted_training_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "--model", "mlp", "--data", "digits", "--limit", "80", "--epochs", "4", "--quiet"]
+    words += ["--grow", "2:widen:layer=l*,to=1.5x", "--grow", "2:deepen:after=l1"]
+    assert main([*words, "--out", str(tmp_path / "undisturbed")]) == 0
+    grown = load(tmp_path / "undisturbed")
+    assert (grown.l0.out_features, grown.l1.out_features, grown.l2.out_features) == (384, 192, 10)
+    events = [json.loads(line) for line in (tmp_path / "undisturbed" / "events.jsonl").read_text().splitlines()]
+    assert [(event["event"], event["step"], event["change"]) for event in events] == [
+        ("grown", 4, "256 → 384"), ("grown", 4, "128 → 192"), ("grown", 4, "+ residual features"),
+    ]  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "undisturbed" / "training" / "metrics.csv").read_text().splitlines()))
+    assert [float(row["growths"]) for row in rows] == [0, 3, 3, 3]
+    assert float(rows[-1]["parameters"]) == events[-1]["parameters"]
+
+    real, calls = torch.nn.functional.cross_entropy, 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("postgrad.training.loop.SAVE_EVERY_SECONDS", -1.0)
+        patch.setattr("torch.nn.functional.cross_entropy", interrupted)
+        assert main([*words, "--out", str(tmp_path / "run")]) == 130
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    kept = torch.load(tmp_path / "run" / "training" / "checkpoint.pt", weights_only=True)
+    assert len(kept["changes"]) == 3
+    assert main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "undisturbed")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--grow", "widen:layer=l0,to=9"], "begin with the epoch"),
+        (["--grow", "1:widn:layer=l0,to=9"], "did you mean 'widen'"),
+        (["--grow", "1:widen:layer=l9,to=9"], "unknown layer 'l9'"),
+        (["--grow", "9:deepen:after=l0"], "after epoch 9 the training is over"),
+        (["--grow", "1:deepen:after=l0", "--base-accuracy", "0.9"], "leave out stop_accuracy"),
+        (["--grow", "1:deepen:after=l0", "--method", "ema:decay=0.5"], "a mean of the weights is not carried over"),
+    ],
+)
+def test_growth_that_is_refused_leaves_nothing_behind(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ["train", "--model", "mlp", "--data", "digits", "--limit", "60", "--epochs", "3"]
+    assert main([*shared, *words, "--out", str(tmp_path / "net")]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

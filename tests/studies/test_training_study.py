@@ -197,3 +197,34 @@ def test_a_norm_and_an_alpha_by_hand(tmp_path: Path) -> None:
     assert found["flat"]["nll_alpha"] == pytest.approx(nn.functional.cross_entropy(z / 2, test.labels).item(), rel=1e-5)
     assert found["flat"]["nll"] == pytest.approx(nn.functional.cross_entropy(z, test.labels).item(), rel=1e-5)
     assert found["warm"]["nll_alpha"] != pytest.approx(found["warm"]["nll"], rel=1e-3)
+
+
+def test_an_arm_whose_network_grows(tmp_path: Path) -> None:
+    """Its optimizer goes on, its curve says when it grew, its checkpoint is the grown network; other arms do not."""
+    arms = {"grown": {"growth": {1: ["widen:layer=l0,to=1.5x"]}}}
+    changes = {"seeds": 1, "rates": [0.1], "steps": {}, "controls": ["control-same-time"], "arms": arms}
+    ended = study(settings(tmp_path / "run", **changes), workers=0)
+    assert ended.failures == []
+    sizes = {name: postgrad.load(ended.directory / name).l0.out_features for name in ("base", "grown")}
+    assert sizes["grown"] == round(1.5 * sizes["base"])
+    events = [json.loads(line) for line in (ended.directory / "events.jsonl").read_text().splitlines()]
+    grown = [event for event in events if event["event"] == "grown"]
+    assert [(each["training"], each["step"]) for each in grown] == [("seed0/grown/training-0", 5)]
+    assert "growths" in (ended.directory / "grown" / "metrics.csv").read_text()
+    assert "growths" not in (ended.directory / "base" / "metrics.csv").read_text()
+    page = (ended.directory / "report.html").read_text()
+    assert 'class="mark' in page
+    assert "mark where a network grew" in page
+
+
+def test_growth_that_cannot_be_is_refused_before_the_study(tmp_path: Path) -> None:
+    for arm, message in (
+        ({"growth": {1: ["widen:layer=fc9,to=9"]}}, "unknown layer 'fc9'"),
+        ({"growth": {7: ["widen:layer=l0,to=2x"]}}, "after epoch 7 the training is over"),
+        ({"growth": {1: ["widen:layer=l0,to=2x"]}, "methods": ["ema"]}, "a mean of the weights is not carried over"),
+    ):
+        with pytest.raises(postgrad.UserError, match=message):
+            study(settings(tmp_path / "run", seeds=1, steps={}, arms={"grown": arm}), workers=0)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="did you mean 'widen'"):
+        settings(tmp_path / "run", arms={"grown": {"growth": {1: ["widn:layer=l0,to=2x"]}}})

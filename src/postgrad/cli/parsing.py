@@ -36,9 +36,9 @@ def parse(options: type[Options], words: Sequence[str], *, verb: str) -> Options
         raise UserError(f"{_first_sentence(complaint.getvalue())}; see {program} --help") from None
     if unknown:
         raise _unknown_word(unknown[0], program, list(_option_names(options)))
-    if any(field.name == "words" for field in dataclasses.fields(options)):
-        return dataclasses.replace(parsed, words=tuple(words))
-    return parsed
+    given: Any = parsed
+    takes_words = any(field.name == "words" for field in dataclasses.fields(given))
+    return dataclasses.replace(given, words=tuple(words)) if takes_words else parsed
 
 
 def _first_sentence(frame: str) -> str:

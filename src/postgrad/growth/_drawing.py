@@ -67,13 +67,13 @@ def draw(boxes: Sequence[Box], entries: Sequence[Entry], *, title: str, remark: 
     _add(svg, "text", text=f"{remark}. Each box: what the layer reads ▸ what it makes.", x=_MARGIN, y=48,
          class_="quiet")  # fmt: skip
     colours = colours_of(entries)
-    y = 64
+    y = 64.0
     for prefix, members in rows(boxes):
         y = _row(svg, prefix, members, colours, y)
     height = _legend(svg, entries, colours, y + 12)
-    svg.set("viewBox", f"0 0 {_TOTAL} {height}")
+    svg.set("viewBox", f"0 0 {_TOTAL} {height:g}")
     svg.set("width", str(_TOTAL))
-    svg.set("height", str(height))
+    svg.set("height", f"{height:g}")
     return ElementTree.tostring(svg, encoding="unicode") + "\n"
 
 

@@ -51,7 +51,7 @@ def coupled_widths(graph: AxisGraph) -> list[CoupledWidth]:
         found.append(
             CoupledWidth(
                 number=None if axis.fixed else numbered,
-                name=_name(axis),
+                name=_name(graph, axis),
                 size=axis.size,
                 layers=tuple(dict.fromkeys(_layer(place.weight) or place.weight for place in axis.places)),
                 step=axis.size if axis.even else 1,
@@ -89,16 +89,27 @@ def picture(graph: AxisGraph, title: str) -> str:
 
 def _of_channels(graph: AxisGraph) -> list[WidthAxis]:
     """The axes that some layer makes or sums over; a kernel's size is none, nor is a single unit that is fixed."""
-    known = graph.notes.rows | graph.notes.columns
     return [
         axis
         for axis in graph.axes
-        if not (axis.fixed and axis.size == 1) and any((place.weight, place.dim) in known for place in axis.places)
+        if not (axis.fixed and axis.size == 1)
+        and any(_reads(graph, place.weight, place.dim) is not None for place in axis.places)
     ]
 
 
-def _name(axis: WidthAxis) -> str:
-    return axis.name if any(not place.summed for place in axis.places) else f"input of {axis.name}"
+def _reads(graph: AxisGraph, weight: str, dim: int) -> bool | None:
+    """Whether a layer reads along a dimension of its weight, makes it (False), or neither (None), as a kernel's."""
+    if ".parametrizations." in weight and len(graph.dims[weight]) > 1:  # what is computed from it says more
+        return (False, True)[dim] if dim < 2 else None
+    if (weight, dim) in graph.notes.columns:
+        return True
+    return False if (weight, dim) in graph.notes.rows else None
+
+
+def _name(graph: AxisGraph, axis: WidthAxis) -> str:
+    name = axis.name.replace(".parametrizations.weight", "")
+    made = any(_reads(graph, place.weight, place.dim) is False for place in axis.places)
+    return name if made else f"input of {name}"
 
 
 def _layer(weight: str) -> str:
@@ -126,10 +137,9 @@ def _box(graph: AxisGraph, layer: str, weights: Sequence[str], of_axis: Mapping[
     makes: dict[Axis, Cell] = {}
     for name in weights:
         for number, dim in enumerate(graph.dims[name]):
-            if (name, number) in graph.notes.columns:
-                reads.update(_cells(axes_of(dim), of_axis))
-            elif (name, number) in graph.notes.rows:
-                makes.update(_cells(axes_of(dim), of_axis))
+            reading = _reads(graph, name, number)
+            if reading is not None:
+                (reads if reading else makes).update(_cells(axes_of(dim), of_axis))
     sizes = " → ".join("×".join(str(size_of(axis)) for axis in cells) for cells in (reads, makes) if cells)
     return Box(layer, f"{layer}: {sizes}", tuple(reads.values()), tuple(makes.values()))
 

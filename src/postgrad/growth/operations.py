@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import inspect
 import time
@@ -155,14 +156,15 @@ def _calls(model: nn.Module, operation: Operation, example: Example, say: Say) -
 
 
 def matching(pattern: str, names: Sequence[str]) -> list[str]:
-    """The names that a pattern matches as a whole, `*` standing for dots too; `UserError` with the nearest for none.
+    """The names that a pattern matches as a whole, `*` standing for dots too; for none, a `UserError` with the nearest.
 
     >>> matching("layer*.conv1", ["conv1", "layer1.0.conv1", "layer1.0.bn1"])
     ['layer1.0.conv1']
     """
     found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     if not found:
-        raise unknown_name("layer", pattern, names)
+        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+        raise UserError(f"no layer matches '{pattern}'; the nearest are {', '.join(near)}")
     return found
 
 

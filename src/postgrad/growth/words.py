@@ -63,7 +63,7 @@ class Operation:
         times = options.pop("to") if self.name == "widen" and is_multiple(options.get("to")) else None
         checked = checked_options(self.name, operator, options, settled=SETTLED)
         if times is not None:
-            checked["to"] = times
+            checked = {key: checked.get(key, times) for key in self.options}
         parameters = inspect.signature(operator).parameters.values()
         needed = [each.name for each in parameters if each.default is each.empty and each.name not in SETTLED]
         if missing := [name for name in needed if name not in checked]:
@@ -81,8 +81,8 @@ def parse_operation(word: str) -> Operation:
     name, _, settings = word.partition(":")
     if name.strip() not in OPERATORS:
         raise unknown_name("growth operator", name.strip(), OPERATORS)
-    options = parse_settings(settings, source=f"growth '{word}'")
-    return Operation(name.strip(), {key: _place(key, value) for key, value in options.items()})
+    places = OPERATORS[name.strip()].places  # 1.10 is a layer, and so is *.conv1, which YAML would take for an alias
+    return Operation(name.strip(), parse_settings(settings, source=f"growth '{word}'", as_written=places))
 
 
 def parse_stages(stages: Mapping[Any, str | Sequence[str]]) -> dict[int, tuple[Operation, ...]]:
@@ -122,12 +122,6 @@ def is_multiple(size: Any) -> bool:
     if not above:
         raise UserError(f"widen: expected a size such as 192, or a multiple above 1 such as 1.5x, got '{size}'")
     return True
-
-
-def _place(key: str, value: Any) -> Any:
-    """Modules are named by words, also where those are numbers, as in an `nn.Sequential`."""
-    named = {place for operator in OPERATORS.values() for place in operator.places}
-    return str(value) if key in named and isinstance(value, (int, float)) else value
 
 
 def _written(value: Any) -> str:

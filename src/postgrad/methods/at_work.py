@@ -112,9 +112,9 @@ class MethodsAtWork:
         return [_call(method.load(), (self._model,), settled, options) for method, options in self._weights]
 
     @property
-    def averages(self) -> tuple[Any, ...]:
-        """The means of weights that are kept."""
-        return tuple(self._means)
+    def averages(self) -> bool:
+        """Whether means of the weights are kept."""
+        return bool(self._weights)
 
     @property
     def _changing_loss(self) -> Any:

@@ -242,8 +242,11 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     return method.name, parse_settings(settings, source=f"method '{text}'")
 
 
-def parse_settings(text: str, *, source: str) -> dict[str, Any]:
-    """Read `key=value,…`; values are YAML, and numbers joined by `+` are a tuple. `source` names the text in errors."""
+def parse_settings(text: str, *, source: str, as_written: Collection[str] = ()) -> dict[str, Any]:
+    """Read `key=value,…`; values are YAML, and numbers joined by `+` are a tuple. `source` names the text in errors.
+
+    Values of keys in `as_written` are words, whatever they look like.
+    """
     settings: dict[str, Any] = {}
     for part in _split_at_commas(text):
         key, equals, value = part.partition("=")
@@ -252,7 +255,8 @@ def parse_settings(text: str, *, source: str) -> dict[str, Any]:
             raise UserError(f"{source}: expected key=value pairs with commas between them, got '{part.strip()}'")
         if key in settings:
             raise UserError(f"{source}: '{key}' is given twice")
-        settings[key] = _parse_value(value.strip(), source=source)
+        word = value.strip()
+        settings[key] = word if key in as_written else _parse_value(word, source=source)
     return settings
 
 

@@ -7,7 +7,7 @@ that they follow light, dark and print.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
@@ -23,13 +23,17 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; `style` is a class of the style sheet, `band` the lower and upper end at each x."""
+    """One line of a chart; `style` is a class of the style sheet, `band` the lower and upper end at each x.
+
+    `marks` are places on the x axis where something happened to the arm, with what that was.
+    """
 
     label: str
     style: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    marks: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def line_chart(
         f"{what} against {x_label}: {last}.",
         x_axis(x, top, bottom, x_label, as_number),
         y_axis(y, left, right, written),
+        *[_mark(s, what, x(at), top, bottom) for s in series for at, what in s.marks if x.low <= at <= x.high],
         *[_band(s, x, y) for s in in_order],
         *[_line(s, x, y) for s in in_order],
     )
@@ -170,6 +175,11 @@ def _line(series: Series, x: Scale, y: Scale) -> Markup:
     return polyline(xs, ys, f"line {series.style}")
 
 
+def _mark(series: Series, what: str, x: float, top: float, bottom: float) -> Markup:
+    hint = tag("title", f"{series.label}: {what}")
+    return tag("line", hint, x1=x, x2=x, y1=top, y2=bottom, class_=f"mark {series.style}")
+
+
 def _band(series: Series, x: Scale, y: Scale) -> Markup:
     if series.band is None:
         return Markup("")
@@ -182,13 +192,8 @@ def _band(series: Series, x: Scale, y: Scale) -> Markup:
 
 def _thinned(series: Series) -> Series:
     """At most 240 points: means over runs of neighbours, so that a long noisy curve stays readable and small."""
-    return Series(
-        series.label,
-        series.style,
-        thinned(series.x),
-        thinned(series.y),
-        None if series.band is None else (thinned(series.band[0]), thinned(series.band[1])),
-    )
+    band = None if series.band is None else (thinned(series.band[0]), thinned(series.band[1]))
+    return replace(series, x=thinned(series.x), y=thinned(series.y), band=band)
 
 
 def thinned(values: NDArray[np.float64], points: int = _MAX_POINTS) -> NDArray[np.float64]:

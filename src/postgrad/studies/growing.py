@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from postgrad.changes import changes_of
 from postgrad.errors import UserError
 from postgrad.growth.at_work import GrowthAtWork
 from postgrad.growth.operations import Grown
@@ -51,11 +52,17 @@ def growth_at_work(
     ]
 
 
-def with_size(figures: Figures, grows: bool) -> Figures:
-    """Figures of a network and, where it grows, how many parameters it has, which the learning curve then shows."""
+def with_size(figures: Figures, model: nn.Module, *, grows: bool) -> Figures:
+    """Figures of a network and, where it grows, how large it is and how often it has grown, for the learning curve.
+
+    `model` is the network before its training, also where that goes on.
+    """
+    before = len(changes_of(model))
 
     def sized(network: nn.Module) -> dict[str, float]:
-        return {**figures(network), "parameters": float(sum(each.numel() for each in network.parameters()))}
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        growths = len(changes_of(network)) - before
+        return {**figures(network), "parameters": float(parameters), "growths": float(growths)}
 
     return sized if grows else figures
 

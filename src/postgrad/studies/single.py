@@ -113,7 +113,7 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
             loss=at_work.loss,
             recipe=recipe,
             seed=config.seed,
-            validate=with_size(validate, grows=bool(config.growth)),
+            validate=with_size(validate, model, grows=bool(config.growth)),
             directory=directory / "training",
             resume=config.resume is not None,
             label=f"training {config.model}",

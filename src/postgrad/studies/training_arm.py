@@ -157,7 +157,7 @@ def _train(
         loss=at_work.loss,
         recipe=recipe,
         seed=seed_run.seed,
-        validate=with_size(validate, grows=bool(growth)),
+        validate=with_size(validate, model, grows=bool(growth)),
         directory=directory,
         resume=directory is not None,
         label=label,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,12 @@ _CHARTS = tuple(
 
 
 def learning(run: Run, groups: list[Group]) -> dict[str, Any]:
-    """The charts of each group of arms, the table of times, and whether bands over seeds are drawn."""
+    """The charts of each group of arms, the table of times, and whether bands and stages of growth are drawn."""
     drawn = [(group, list(_charts(run, group))) for group in groups]
     return {
         "groups": [(group, charts) for group, charts in drawn if charts],
         "has_curve": {arm.name for arm in run.results.arms if arm.name in run.curves},
+        "grows": any(growths(of_seeds.values(), "step") for of_seeds in run.curves.values()),
         "bands": any(len(of_seeds) > 1 for of_seeds in run.curves.values()),
         "times": _times(run),
     }
@@ -83,7 +84,20 @@ def _series(run: Run, arm: Arm, wanted: _Wanted, style: str) -> charts.Series | 
         return None
     if wanted.column == "loss":
         lines = [(x, np.maximum(y, _SMALLEST_LOSS)) for x, y in lines]
-    return mean_line(words.arm_label(arm), style, lines)
+    marks = growths(run.curves[arm.name].values(), wanted.against)
+    return replace(mean_line(words.arm_label(arm), style, lines), marks=marks)
+
+
+def growths(curves: Iterable[Curve], against: str) -> tuple[tuple[float, str], ...]:
+    """Where a network has grown, and to what size: the mean over the seeds of the first values of each stage."""
+    found: dict[int, list[float]] = {}
+    for curve in curves:
+        x = _column(curve, against)
+        if x is None or not {"growths", "parameters"} <= curve.keys():
+            continue
+        for row in np.flatnonzero(np.diff(curve["growths"], prepend=0) > 0):
+            found.setdefault(int(curve["parameters"][row]), []).append(float(x[row]))
+    return tuple((statistics.fmean(at), f"grows to {size:,} parameters") for size, at in found.items())
 
 
 def mean_line(label: str, style: str, lines: list[Line]) -> charts.Series:
