@@ -47,13 +47,12 @@ from postgrad.memory import peak_memory, return_freed_memory
 from postgrad.studies.environment import environment
 
 LAYERS = {
-    "resnet18": ("layer4.0.conv1", "layer4"),
-    "resnet50": ("layer4.0.conv1", "layer4"),
-    "resnet152": ("layer4.0.conv1", "layer4"),
+    "resnet18": ("layer4.0.conv1", "layer4.0.conv2"),
+    "resnet50": ("layer4.0.conv1", "layer4.0.conv3"),
+    "resnet152": ("layer4.0.conv1", "layer4.0.conv3"),
     "vit_b_32": ("encoder.layers.encoder_layer_0.mlp.0", "conv_proj"),
 }
 """Model -> a layer inside a block, and one that makes what residual blocks add to."""
-LAST = {"resnet18": "layer4.0.conv2", "resnet50": "layer4.0.conv3", "resnet152": "layer4.0.conv3"}
 TARGET_SECONDS = 5.0
 TARGET_MEMORY = 2.5
 _MARK = Path("/proc/self/clear_refs")
@@ -163,9 +162,8 @@ def measure(model: str, threads: int, repetitions: int, image: int, certificate:
     x = torch.randn(2, 3, image, image)
     _warm_up(models.get_model("resnet18").eval(), x)
     graph = axes.analyse(network, x)
-    inside, stream = LAYERS[model]
     rows = []
-    for place, layer in (("inside a block", inside), ("what blocks add to", LAST.get(model, stream))):
+    for place, layer in zip(("inside a block", "what blocks add to"), LAYERS[model], strict=True):
         to = widened(graph, layer)
         shown = {"model": model, "threads": threads, "image": image, "place": place, "layer": layer, "to": to}
         rows.append(shown | _costs(network, layer, to, x, repetitions, certificate))

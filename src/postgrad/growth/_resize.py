@@ -14,8 +14,8 @@ from postgrad.growth._split import shared
 from postgrad.growth.axes import AxisGraph, shares, units
 from postgrad.growth.moves import Along, Move
 
-NOISE = 0.1
-"""Standard deviation of what is added to the shares, weight by weight."""
+NOISE = 0.2
+"""Standard deviation of what is added to the shares, weight by weight, as a part of them."""
 
 Start = Literal["drawn", "mean", "zero"]
 Dimension = tuple[str, int]
@@ -192,7 +192,7 @@ def _made(old: Tensor, parts: Sequence[_Part], generator: torch.Generator) -> Te
             tensor = tensor.index_select(dim, index)
             if part.computed:
                 tensor = tensor * _column(part.along.value, tensor, dim)
-    return tensor.clone(memory_format=torch.preserve_format)
+    return tensor
 
 
 def _column(vector: Tensor, like: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _DIGITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
-_AT_ONCE = 2**17
+_AT_ONCE = 2**18
 """Weights made at once, so that what is needed beside them, in float64, stays small."""
 
 
