@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -13,9 +14,11 @@ from growing import ConvNet
 from torch import Tensor, nn
 
 from postgrad import create_model
+from postgrad.errors import UserError
 from postgrad.growth._drawing import COLOURS, Box, Entry, colours_of, rows
 from postgrad.growth.axes import analyse
-from postgrad.growth.explain import coupled_widths, picture
+from postgrad.growth.explain import CoupledWidth, coupled_widths, picture
+from postgrad.growth.width import widen
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -23,15 +26,24 @@ SVG = "{http://www.w3.org/2000/svg}"
 class Normalised(nn.Module):
     """Tokens whose stream is normalised, with a parameter of the network itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: nn.Module) -> None:
         super().__init__()
+        self.before = before
         self.place = nn.Parameter(torch.randn(5, 8))
         self.into = nn.Linear(4, 8)
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.into(x) + self.place))
+        return self.head(self.norm(self.before(self.into(x) + self.place)))
+
+
+def widths(model: nn.Module, x: Tensor) -> list[CoupledWidth]:
+    return coupled_widths(model, analyse(model, x))
+
+
+def drawn(model: nn.Module, x: Tensor, title: str = "net") -> str:
+    return picture(model, analyse(model, x), title)
 
 
 def elements(text: str, tag: str) -> list[ElementTree.Element]:
@@ -43,7 +55,7 @@ def hints(text: str) -> list[str]:
 
 
 def test_widths_of_a_plain_network() -> None:
-    found = coupled_widths(analyse(ConvNet(), torch.randn(2, 3, 8, 8)))
+    found = widths(ConvNet(), torch.randn(2, 3, 8, 8))
     assert [(each.number, each.name, each.size, each.step) for each in found] == [
         (1, "conv1", 6, 1),
         (None, "input of conv1", 3, 1),
@@ -55,16 +67,21 @@ def test_widths_of_a_plain_network() -> None:
     assert found[3].row() == ("head", "4", "head", "fixed: it is what the network returns")
 
 
-def test_a_mean_over_units_gives_the_step_and_says_why() -> None:
-    stream = coupled_widths(analyse(Normalised(), torch.randn(2, 5, 4)))
-    by_name = {each.name: each for each in stream}
-    assert by_name["into"].step == 8
-    assert by_name["into"].remark() == "8 (layer_norm in norm takes a mean over them)"
-    assert by_name["into"].layers == ("place", "into", "norm", "head")
+@pytest.mark.parametrize(("before", "step"), [(nn.Identity(), 1), (nn.GELU(), 8)])
+def test_a_mean_over_units_gives_the_step_unless_layers_and_sums_alone_stand_before_it(
+    before: nn.Module, step: int
+) -> None:
+    model = Normalised(before)
+    width = next(each for each in widths(model, torch.randn(2, 5, 4)) if each.name == "into")
+    assert width.step == step
+    assert width.layers == ("place", "into", "norm", "head")
+    assert width.remark().startswith(f"{step} (layer_norm in norm takes a mean over it: " if step > 1 else "1")
+    with contextlib.nullcontext() if step == 1 else pytest.raises(UserError, match="takes a mean over it"):
+        widen(model, "into", to=9, example=torch.randn(2, 5, 4))
 
 
 def test_every_layer_is_in_the_picture_with_its_widths_and_reasons() -> None:
-    text = picture(analyse(ConvNet(), torch.randn(2, 3, 8, 8)), "a <net> & more")
+    text = drawn(ConvNet(), torch.randn(2, 3, 8, 8), "a <net> & more")
     said = hints(text)
     for layer in ("conv1: 3 → 6", "bn1: 6", "conv2: 6 → 5", "bn2: 5", "head: 5 → 4"):
         assert layer in said
@@ -75,7 +92,7 @@ def test_every_layer_is_in_the_picture_with_its_widths_and_reasons() -> None:
 
 
 def test_coupled_layers_have_one_colour_and_others_have_another() -> None:
-    text = picture(analyse(ConvNet(), torch.randn(2, 3, 8, 8)), "net")
+    text = drawn(ConvNet(), torch.randn(2, 3, 8, 8))
     of: dict[str, set[str]] = {}
     for group in elements(text, "g"):
         hint, rect = group.find(f"{SVG}title"), group.find(f"{SVG}rect")
@@ -95,7 +112,7 @@ def test_layers_stand_in_the_order_in_which_they_run() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.first(x))
 
-    said = hints(picture(analyse(Backwards(), torch.randn(2, 4)), "net"))
+    said = hints(drawn(Backwards(), torch.randn(2, 4)))
     assert said.index("first: 4 → 6") < said.index("last: 6 → 3")
 
 
@@ -106,9 +123,8 @@ def test_a_parametrized_layer_is_one_layer() -> None:
 
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
-    graph = analyse(model, torch.randn(2, 4))
-    assert coupled_widths(graph)[0].layers == ("0", "2")
-    assert "0: 4 → 6" in hints(picture(graph, "net"))
+    assert widths(model, torch.randn(2, 4))[0].layers == ("0", "2")
+    assert "0: 4 → 6" in hints(drawn(model, torch.randn(2, 4)))
 
 
 def test_rows_are_modules_that_fit() -> None:
@@ -145,7 +161,7 @@ def test_the_picture_is_drawn_inside_its_frame_in_a_browser(tmp_path: Path) -> N
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser_path is None:
         pytest.skip("no chromium on this machine; on Debian or Ubuntu: apt-get install chromium")
-    text = picture(analyse(create_model("resnet20", num_classes=10), torch.randn(2, 3, 16, 16)), "resnet20")
+    text = drawn(create_model("resnet20", num_classes=10), torch.randn(2, 3, 16, 16), "resnet20")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()

@@ -34,7 +34,7 @@ class Blocks(nn.Module):
         x = self.stem(x)
         for block in self.blocks:
             x = x + block["conv2"](block["conv1"](x).relu())
-        return self.head(self.norm(self.neck(x.mean((2, 3)))))
+        return self.head(self.norm(self.neck(x.mean((2, 3))).relu()))
 
 
 def grown(model: nn.Module, *words: str, **options: Any) -> tuple[list[Grown], list[str]]:

@@ -51,7 +51,7 @@ class GrowthOptions:
     group: Annotated[Repeated, _repeated("AFTER=GROUPS")] = ()
     """A grouped convolution behind a module: layer2=4."""
     init: Name = None
-    """What new channels of --widen start as: replicate (default) | fanout_zero."""
+    """What new channels of --widen start as: replicate (default) | fanout_zero | random (which is not exact)."""
     seed: Seed = None
     """Of what is drawn. Default: 0."""
     explain: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
@@ -184,7 +184,7 @@ def _grow(options: Options, calls: Sequence[Any]) -> tuple[dict[str, Any], str]:
     document: dict[str, Any] = {"model": found.name, "example": found.described, "seed": seed}
     texts: list[str] = []
     if choice.explain:
-        widths = coupled_widths(analyse(found.network, found.example))
+        widths = coupled_widths(found.network, analyse(found.network, found.example))
         document["widths"] = [_width(each) for each in widths]
         texts.append(table(HEADINGS, [each.row() for each in widths]))
     grown = grow(found.network, calls, example=found.example, seed=seed, say=say)
@@ -192,7 +192,7 @@ def _grow(options: Options, calls: Sequence[Any]) -> tuple[dict[str, Any], str]:
     after = _parameters(found.network)
     document |= {"parameters": {"before": before, "after": after}, "steps": [_step(each) for each in grown]}
     files = [PICTURE]
-    write_atomic(directory / PICTURE, picture(analyse(found.network, found.example), found.name))
+    write_atomic(directory / PICTURE, picture(found.network, analyse(found.network, found.example), found.name))
     if calls:
         found.save(directory)
         write_atomic(directory / CERTIFICATE, _certificate(document, grown))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from postgrad.growth._algebra import Axis, axes_of, size_of
 from postgrad.growth._drawing import Box, Cell, Entry, draw
+from postgrad.growth._steps import step_of
 from postgrad.growth.axes import AxisGraph, WidthAxis
 
 HEADINGS = ("axis", "size", "layers", "grows in steps of, or why not")
@@ -38,38 +41,39 @@ class CoupledWidth:
         return f"fixed: {reason}" if self.number is None else f"{self.step}{f' ({reason})' if reason else ''}"
 
 
-def coupled_widths(graph: AxisGraph) -> list[CoupledWidth]:
+def coupled_widths(model: nn.Module, graph: AxisGraph) -> list[CoupledWidth]:
     """The coupled widths of a network in its order; kernels and single units are not among them.
 
-    >>> [(each.name, each.size) for each in coupled_widths(analyse(model, images)) if each.number]
+    >>> [(each.name, each.size) for each in coupled_widths(model, analyse(model, images)) if each.number]
     [('conv1', 64), ('layer1.0.conv1', 64), …]
     """
     found: list[CoupledWidth] = []
     numbered = 0
     for axis in _of_channels(graph):
         numbered += not axis.fixed
+        step, reason = (1, "") if axis.fixed else step_of(model, graph, axis)
         found.append(
             CoupledWidth(
                 number=None if axis.fixed else numbered,
                 name=_name(graph, axis),
                 size=axis.size,
                 layers=tuple(dict.fromkeys(_layer(place.weight) or place.weight for place in axis.places)),
-                step=axis.size if axis.even else 1,
-                reasons=axis.fixed or tuple(f"{where} takes a mean over them" for where in axis.even),
+                step=step,
+                reasons=axis.fixed or ((reason,) if reason else ()),
             )
         )
     return found
 
 
-def picture(graph: AxisGraph, title: str) -> str:
+def picture(model: nn.Module, graph: AxisGraph, title: str) -> str:
     """An SVG of the network's layers in its order: what they read and what they make, coupled widths in one colour.
 
-    >>> Path("network.svg").write_text(picture(analyse(model, images), "resnet18"))
+    >>> Path("network.svg").write_text(picture(model, analyse(model, images), "resnet18"))
 
     Fixed widths are hatched, with the reason as a tooltip. Layers stand in rows by the module that they belong to.
     """
     axes = _of_channels(graph)
-    widths = coupled_widths(graph)
+    widths = coupled_widths(model, graph)
     of_axis = {axis.axis: width for axis, width in zip(axes, widths, strict=True)}
     boxes = [_box(graph, layer, weights, of_axis) for layer, weights in _in_order(graph)]
     entries = [

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.growth._algebra import size_of
+from postgrad.growth._steps import step_of
 from postgrad.growth.axes import AxisGraph, WidthAxis, analyse
 from postgrad.growth.certificate import Certificate
 from postgrad.growth.journal import journal_of
@@ -145,7 +146,9 @@ def _calls(model: nn.Module, operation: Operation, example: Example, say: Say) -
             refused.append(f"{layer} ({axis.fixed[0]})" if axis else "")
         elif axis.axis not in seen:
             seen.add(axis.axis)
-            to = _size(layer, axis, step, str(operation.options["to"]), say) if multiple else operation.options["to"]
+            to = operation.options["to"]
+            if multiple:
+                to = _size(layer, axis, step, step_of(model, graph, axis)[0], str(to), say)
             yield replace(operation, options={**operation.options, "layer": layer, "to": to})
     told = [each for each in refused if each]
     if not seen:
@@ -183,11 +186,11 @@ def _axis(model: nn.Module, graph: AxisGraph, name: str, factor: str) -> tuple[W
     return axis, size_of(graph.rows(name)) // axis.size
 
 
-def _size(layer: str, axis: WidthAxis, step: int, times: str, say: Say) -> int:
+def _size(layer: str, axis: WidthAxis, step: int, at_once: int, times: str, say: Say) -> int:
     """So many times as many channels, rounded to a number of units that the axis can have."""
     before = axis.size * step
     wanted = before * float(times[:-1])
-    by = step * (axis.size if axis.even else 1)
+    by = step * at_once
     to = max(round(wanted / by) * by, before + by)
     if to != wanted:
         steps = f", as they grow in steps of {by}" if by > 1 else ""
