@@ -25,7 +25,7 @@ def awake(model: nn.Module) -> nn.Module:
             if tensor.ndim > 1:
                 fan_in = tensor[0].numel()
                 tensor.copy_((drawn - 0.5) * (12 / fan_in) ** 0.5)
-            elif name.endswith("bias") or name.endswith("running_mean"):
+            elif name.endswith(("bias", "running_mean")):
                 tensor.copy_(drawn - 0.5)
             else:
                 tensor.copy_(drawn + 0.5)

@@ -28,7 +28,7 @@ class Program(nn.Module):
 
 
 class Followed:
-    """A function's graph with every dimension of its inputs free; all inputs but the first `activations` are weights."""
+    """A function's graph with every dimension of its inputs free; those after the first `activations` are weights."""
 
     def __init__(self, function: Function, inputs: list[Tensor], activations: int) -> None:
         self.function, self.tensors = function, inputs

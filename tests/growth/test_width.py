@@ -327,7 +327,7 @@ def test_draws_are_those_of_the_seed() -> None:
     assert not torch.equal(grown(1), grown(2))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     to=st.integers(7, 40),
     seed=st.integers(0, 1000),
@@ -499,6 +499,7 @@ def test_negative_control_one_forgotten_tensor_is_refused(monkeypatch: pytest.Mo
     assert_untouched(before, model)
 
 
+@pytest.mark.slow
 def test_every_pair_of_cases_of_one_network_can_follow_each_other() -> None:
     by_network: dict[Any, list[Case]] = {}
     for case in CASES.values():

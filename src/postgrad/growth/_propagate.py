@@ -451,9 +451,9 @@ def _prelu(step: Step) -> Values:
 def _along(step: Step) -> Values:
     data, along = step.read[0], step.named("dims" if step.name in ("flip", "roll") else "dim")
     _are_rows(step, [data])
-    dims = along if isinstance(along, list | tuple) else [along]
+    dims = list(along) if isinstance(along, list | tuple) else [along]
     if step.name == "roll" and not dims:
-        dims = range(len(data.dims))
+        dims = list(range(len(data.dims)))
     for dim in dims if data.dims else ():
         step.fix(data.dims[dim], reason="goes along it")
     return [Value(data.dims), Value(data.dims)] if step.name == "sort" else Value(data.dims)
