@@ -25,7 +25,7 @@ def awake(model: nn.Module) -> nn.Module:
             if tensor.ndim > 1:
                 fan_in = tensor[0].numel()
                 tensor.copy_((drawn - 0.5) * (12 / fan_in) ** 0.5)
-            elif name.endswith("bias") or name.endswith("running_mean"):
+            elif name.endswith(("bias", "running_mean")):
                 tensor.copy_(drawn - 0.5)
             else:
                 tensor.copy_(drawn + 0.5)
@@ -396,7 +396,7 @@ CASES = {
     "chunked gate": Case(Normed, numbers(2, 4, 5), "up", 14),
     "RMS norm": Case(lambda: Normed(nn.RMSNorm), numbers(2, 4, 5), "down", 18),
     "gate": Case(Gated, numbers(2, 5), "gate", 6),
-    "heads": Case(Attention, numbers(2, 4, 5), "qkv#1", 3),
+    "heads": Case(Attention, numbers(2, 4, 5), "qkv#1", 4),
     "their size": Case(Attention, numbers(2, 4, 5), "qkv#2", 5),
     "stream beside attention": Case(Attention, numbers(2, 4, 5), "embed", 7),
     "handmade heads": Case(Handmade, numbers(2, 4, 5), "q", 9),

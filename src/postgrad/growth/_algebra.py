@@ -120,6 +120,8 @@ def split(dim: Dim, sizes: Sequence[int]) -> list[Dim] | None:
     """
     dim = resolve(dim)
     wanted = [size for size in sizes if size != 1]
+    if not wanted:
+        fix([dim], "its one unit is left out")
     if len(dim) > 1 and len(wanted) > 1:
         pieces = equal_pieces(dim, wanted[0], "its pieces are viewed as one array")
         if pieces is None:
@@ -286,6 +288,7 @@ def _split_segment(segment: Segment, sizes: Sequence[int]) -> list[Dim] | None:
             else:
                 return None
         found.append(_joined([tuple(taken)]))
+    found[-1] = _joined([(*found[-1][0], *rest)])  # axes of one unit
     return found
 
 

@@ -13,8 +13,8 @@ Expected = Callable[[str, Tensor], Tensor | None]
 """What a module of that name must give now for a tensor that it gave before; None is not to be compared."""
 
 _FLOOR = 1e-3
-"""Of the usual spread. Gradients that are zero but for rounding, as that of a bias before a softmax or a norm is, come to
-1e-12 of what the others are."""
+"""Of the usual spread: gradients that are zero but for rounding, as that of a bias before a normalisation is, can come
+to 1e-12 of what the others are."""
 
 
 class Comparison:

@@ -28,7 +28,7 @@ class ManyGroups(TorchFunctionMode):
 
 
 def _conv2d(
-    input: Tensor,  # noqa: A002 -- a layer may call it by these names
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,

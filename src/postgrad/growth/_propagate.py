@@ -221,12 +221,18 @@ def _convolution(step: Step) -> Values:
         return _transposed(step, data, weight, bias, groups)
     batched = len(data.dims) == len(weight.dims)
     channels = data.dims[1 if batched else 0]
-    step.fix(*weight.dims[2:], reason="has it as the size of its kernel")
+    _slides(step, data, weight)
     out = _grouped(step, channels, weight, groups)
     _per_channel(step, out, bias)
     _gives_rows(step, weight)
     spatial = [fixed(size) for size in step.shape[-len(weight.dims[2:]) :]]
     return Value((*data.dims[: 1 if batched else 0], out, *spatial))
+
+
+def _slides(step: Step, data: Value, weight: Value) -> None:
+    _are_rows(step, [data])
+    step.fix(*weight.dims[2:], reason="has it as the size of its kernel")
+    step.fix(*data.dims[2 - len(weight.dims) :], reason="works along it")
 
 
 def _grouped(step: Step, channels: Dim, weight: Value, groups: int) -> Dim:
@@ -267,11 +273,18 @@ def _conv_transpose(step: Step) -> Values:
 def _transposed(step: Step, data: Value, weight: Value, bias: Value | None, groups: int) -> Values:
     if groups != 1:
         return _unknown(step, "is a transposed convolution in groups, which growth cannot follow")
-    step.fix(*weight.dims[2:], reason="has it as the size of its kernel")
-    _sums_over(step, weight, 0, data.dims[1])
+    _slides(step, data, weight)
+    batched = len(data.dims) == len(weight.dims)
+    _sums_over(step, weight, 0, data.dims[1 if batched else 0])
     _per_channel(step, weight.dims[1], bias)
     _gives_rows(step, weight, 1)
-    return Value((data.dims[0], weight.dims[1], *(fixed(size) for size in step.shape[2:])))
+    return Value(
+        (
+            *data.dims[: 1 if batched else 0],
+            weight.dims[1],
+            *(fixed(size) for size in step.shape[2 - len(weight.dims) :]),
+        )
+    )
 
 
 @rule("linear")
@@ -355,7 +368,7 @@ def _embedding(step: Step) -> Values:
 def _attention(step: Step) -> Values:
     """Queries (…, L, d), keys (…, S, d) and values (…, S, dv), all with the same heads, or groups of them."""
     query, key, value, mask = step.read[0], step.read[1], step.read[2], step.at(3)
-    scale, in_groups = step.at(6), bool(step.at(7, False))
+    causal, scale, in_groups = bool(step.at(5)), step.at(6), bool(step.at(7))
     if not len(query.dims) == len(key.dims) == len(value.dims):
         return _unknown(step, "repeats some of its inputs along others")
     _are_rows(step, [query, key, value])
@@ -376,8 +389,11 @@ def _attention(step: Step) -> Values:
                 step.unify(heads, inside)
         else:
             step.unify(heads, groups)
+    if isinstance(mask, Value) or causal:
+        step.fix(query.dims[-2], key.dims[-2], reason="has a mask along it")
     if isinstance(mask, Value):
         step.fix(*mask.dims, reason="has it as a mask")
+    step.notes.even.append((key.dims[-2], step.where))
     return Value((*query.dims[:-1], value.dims[-1]))
 
 
@@ -387,6 +403,7 @@ def _batch_norm(step: Step) -> Values:
     _are_rows(step, [data])
     parameters = [value for value in step.read[1:5] if isinstance(value, Value)]
     _per_channel(step, data.dims[1], *parameters)
+    step.notes.even.extend((dim, step.where) for number, dim in enumerate(data.dims) if number != 1)
     return Value(data.dims)
 
 
@@ -414,7 +431,7 @@ def _group_norm(step: Step) -> Values:
     inside = product([number, each])
     assert inside is not None
     step.unify(data.dims[1], inside)
-    step.notes.even.append((each, step.where))
+    step.notes.even.extend((dim, step.where) for dim in (each, *data.dims[2:]))
     _per_channel(step, data.dims[1], *(value for value in step.read[2:4] if isinstance(value, Value)))
     return Value(data.dims)
 
@@ -434,9 +451,9 @@ def _prelu(step: Step) -> Values:
 def _along(step: Step) -> Values:
     data, along = step.read[0], step.named("dims" if step.name in ("flip", "roll") else "dim")
     _are_rows(step, [data])
-    dims = along if isinstance(along, list | tuple) else [along]
+    dims = list(along) if isinstance(along, list | tuple) else [along]
     if step.name == "roll" and not dims:
-        dims = range(len(data.dims))
+        dims = list(range(len(data.dims)))
     for dim in dims if data.dims else ():
         step.fix(data.dims[dim], reason="goes along it")
     return [Value(data.dims), Value(data.dims)] if step.name == "sort" else Value(data.dims)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from postgrad.growth._algebra import Axis, Dim, axes_of, resolve, size_of
 from postgrad.growth._split import shared
 from postgrad.growth.axes import AxisGraph, shares, units
-from postgrad.growth.moves import Along, Move
+from postgrad.growth.moves import Along, Move, memory_format_of
 
 NOISE = 0.2
 """Standard deviation of what is added to the shares, weight by weight, as a part of them."""
@@ -192,7 +192,7 @@ def _made(old: Tensor, parts: Sequence[_Part], generator: torch.Generator) -> Te
             tensor = tensor.index_select(dim, index)
             if part.computed:
                 tensor = tensor * _column(part.along.value, tensor, dim)
-    return tensor
+    return tensor.contiguous(memory_format=memory_format_of(old))
 
 
 def _column(vector: Tensor, like: Tensor, dim: int) -> Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from postgrad.errors import UserError
@@ -24,7 +24,7 @@ from postgrad.growth._calls import certified, check_own_weight
 from postgrad.growth._places import Example
 from postgrad.growth.blocks import submodule
 from postgrad.growth.certificate import Certificate, Witness
-from postgrad.growth.moves import Along, Move
+from postgrad.growth.moves import Along, Move, memory_format_of
 from postgrad.growth.transaction import transaction
 from postgrad.growth.transfer import Averages, transfer
 
@@ -107,7 +107,7 @@ def _enlarge(layer: Convolution, size: tuple[int, ...]) -> Move:
         if ring
     )
     weight = nn.functional.pad(old.detach(), [ring for ring in reversed(rings) for _ in range(2)])
-    weight = weight.contiguous(memory_format=_memory_format(old))
+    weight = weight.contiguous(memory_format=memory_format_of(old))
     layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     layer.kernel_size = size
     more = [each * ring for each, ring in zip(layer.dilation, rings, strict=True)]
@@ -126,12 +126,6 @@ def _placed(dim: int, old: int, ring: int) -> Along:
     index[ring : ring + old] = torch.arange(old)
     is_old = (index >= 0).double()
     return Along(dim, index, value=is_old, gradient=is_old)
-
-
-def _memory_format(weight: Tensor) -> torch.memory_format:
-    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 def _attributes(layer: Convolution) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,10 @@ class Move:
     old: Tensor
     new: Tensor
     along: tuple[Along, ...]
+
+
+def memory_format_of(weight: Tensor) -> torch.memory_format:
+    """The layout that what takes a weight's place shall have: channels last where it has that."""
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
