@@ -1,6 +1,6 @@
 """What growing a network costs: seconds of reading its graph, of one widening and of the certificate, and memory.
 
-    python benchmarks/growth_speed.py [--models resnet50 …] [--threads 1 2] [--no-certificate] [--json FILE] [--page MD]
+    python benchmarks/growth_speed.py [--models resnet50] [--threads 1 2] [--no-certificate] [--json FILE] [--page FILE]
 
 Images are (2, 3, 224, 224). Each network and number of threads has a process of its own, in which another network has
 been grown before, so that imports and first calls do not count. The parts of one call of `widen` are timed apart:
