@@ -1,6 +1,6 @@
 """What growing a network costs: seconds of reading its graph, of one widening and of the certificate, and memory.
 
-    python benchmarks/growth_speed.py [--models resnet50 …] [--threads 1 2] [--json FILE] [--no-certificate]
+    python benchmarks/growth_speed.py [--models resnet50] [--threads 1 2] [--no-certificate] [--json FILE] [--page FILE]
 
 Images are (2, 3, 224, 224). Each network and number of threads has a process of its own, in which another network has
 been grown before, so that imports and first calls do not count. The parts of one call of `widen` are timed apart:
@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from postgrad._compat import prepare_torchvision
+from postgrad.errors import UserError
 from postgrad.files import write_atomic
 from postgrad.growth import axes, width
 from postgrad.growth.certificate import Certificate
@@ -206,15 +207,41 @@ HEADINGS = (
     "model | threads | widened | export, s | analysis, s | widening, s | in all, s | certificate, s | new weights, "
     "× model | peak, × model"
 )
+BEGIN = "[//]: # (figures written by benchmarks/growth_speed.py)"
+END = "[//]: # (end of the figures)"
 
 
-def shown(row: dict[str, Any]) -> str:
+def lines_of(figures: dict[str, Any]) -> Iterator[str]:
+    """The table, and what is above the targets."""
+    machine, rows = figures["environment"], figures["rows"]
+    yield f"{machine['processor']}, torch {machine['versions']['torch']}; medians of {figures['repetitions']}."
+    yield f"\n| {HEADINGS} |\n|{'|'.join(['---'] * 3 + ['---:'] * 7)}|"
+    yield from (line_of(row) for row in rows)
+    slow = [row for row in rows if row["seconds"] > TARGET_SECONDS]
+    large = [row for row in rows if row["peak_bytes"] > TARGET_MEMORY * row["model_bytes"]]
+    yield f"\nAbove {TARGET_SECONDS:.0f} s: {_named(slow)}. Above {TARGET_MEMORY} × the model: {_named(large)}."
+
+
+def line_of(row: dict[str, Any]) -> str:
     size, certificate = row["model_bytes"], row["certificate_seconds"]
     cells = [row["model"], str(row["threads"]), row["place"]]
     cells += [f"{row[f'{part}_seconds']:.2f}" for part in ("export", "analysis", "widening")]
     cells += [f"{row['seconds']:.2f}", "–" if certificate is None else f"{certificate:.1f}"]
     cells += [f"{row['new_bytes'] / size:.2f}", f"{row['peak_bytes'] / size:.2f}"]
     return f"| {' | '.join(cells)} |"
+
+
+def _named(rows: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['model']} ({row['place']}, {row['threads']} threads)" for row in rows) or "none"
+
+
+def write_page(text: str, page: Path) -> None:
+    """Put the table between the page's two markers."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{page}: the lines '{BEGIN}' and '{END}' are not there; put them where the table shall be")
+    write_atomic(page, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -225,27 +252,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--image", type=int, default=224, help="side of the images")
     parser.add_argument("--no-certificate", action="store_true", help="certificates take the longest")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the table into that page")
     options = parser.parse_args(arguments)
-    print(f"| {HEADINGS} |\n|{'|'.join(['---'] * 3 + ['---:'] * 7)}|", flush=True)
     rows = []
     for model in options.models:
         for threads in options.threads:
-            for row in in_a_process_of_its_own(
-                model, threads, options.repetitions, options.image, not options.no_certificate
-            ):
-                print(shown(row), flush=True)
-                rows.append(row)
-    slow = [row for row in rows if row["seconds"] > TARGET_SECONDS]
-    large = [row for row in rows if row["peak_bytes"] > TARGET_MEMORY * row["model_bytes"]]
-    print(f"\nAbove {TARGET_SECONDS:.0f} s: {_named(slow)}. Above {TARGET_MEMORY} × the model: {_named(large)}.")
+            print(f"{model}, {threads} threads", file=sys.stderr)
+            setting = (model, threads, options.repetitions, options.image, not options.no_certificate)
+            rows += in_a_process_of_its_own(*setting)
+    figures = {"rows": rows, "repetitions": options.repetitions, "environment": environment()}
+    text = "\n".join(lines_of(figures))
+    print(text)
     if options.json is not None:
-        content = {"rows": rows, "repetitions": options.repetitions, "environment": environment()}
-        write_atomic(options.json, json.dumps(content, indent=1) + "\n")
+        write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
+    if options.page is not None:
+        write_page(text, options.page)
     return 0
-
-
-def _named(rows: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{row['model']} ({row['place']}, {row['threads']} threads)" for row in rows) or "none"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from postgrad.errors import UserError
 from postgrad.growth import width
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "growth_speed.py"
@@ -41,7 +42,13 @@ def test_the_table_and_its_figures(
     monkeypatch.setattr(benchmark, "in_a_process_of_its_own", benchmark.measure)
     monkeypatch.setattr(benchmark, "LAYERS", {"resnet18": ("layer1.0.conv1", "layer1.0.conv2")})
     options = ["--models", "resnet18", "--threads", "1", "--repetitions", "1", "--image", "32", "--no-certificate"]
-    assert benchmark.main([*options, "--json", str(tmp_path / "figures.json")]) == 0
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{benchmark.BEGIN}\nold\n{benchmark.END}\nafter\n")
+    assert benchmark.main([*options, "--json", str(tmp_path / "figures.json"), "--page", str(page)]) == 0
+    assert page.read_text().count("| resnet18 | 1 |") == 2
+    assert "old" not in page.read_text()
+    assert page.read_text().startswith("before")
+    assert page.read_text().endswith("after\n")
     assert capsys.readouterr().out.count("| resnet18 | 1 |") == 2
     inside, stream = json.loads((tmp_path / "figures.json").read_text())["rows"]
     assert inside["to"] == stream["to"] == 96
@@ -74,3 +81,9 @@ def test_memory_that_is_taken_and_given_back_is_seen(benchmark: ModuleType) -> N
     with parts._memory():
         pass
     assert parts.peak < 5e6
+
+
+def test_a_page_without_a_place_for_the_table_is_refused(benchmark: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("text\n")
+    with pytest.raises(UserError, match="are not there"):
+        benchmark.write_page("table", tmp_path / "page.md")

@@ -58,7 +58,7 @@ def certified(
     averages: Averages = (),
     copies: Sequence[Move] = (),
 ) -> Certificate:
-    """Certify the changed network, let averages of it follow, and note the change on it.
+    """Certify the changed network, let averages of it follow, note the change on it, forget what was compiled of it.
 
     `copies` are new parameters that were copied from others, as the averages of these are to be as well.
     `UserError` where it computes something else, or an average is none of it.
@@ -68,6 +68,8 @@ def certified(
     )
     transfer_averages(averages, model, [*moves, *copies])
     note_change(model, "growth", **certificate.journal[-1])
+    # What torch.compile has made of the network takes no notice of new hooks: it would run on without the new blocks.
+    torch.compiler.reset()
     return certificate
 
 
