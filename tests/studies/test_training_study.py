@@ -228,3 +228,17 @@ def test_growth_that_cannot_be_is_refused_before_the_study(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="did you mean 'widen'"):
         settings(tmp_path / "run", arms={"grown": {"growth": {1: ["widn:layer=l0,to=2x"]}}})
+
+
+def test_another_network_is_trained_for_the_time_of_an_arm(tmp_path: Path) -> None:
+    arms = {"large": {"model": "seed-cnn", "time_of": "ema"}, "ema": {"methods": "ema", "against": ["large"]}}
+    config = settings(tmp_path / "run", arms=arms, rates=[0.01], seeds=1, limit=40, steps={})
+    ended = study(config, workers=0)
+    assert ended.failures == []
+    results = schema.read_results(ended.directory / "results.json")
+    assert results.arm("large").cost.parameters > results.arm("ema").cost.parameters
+    large, timed = (ArmRecord.read(ended.directory / arm) for arm in ("large", "ema"))
+    assert large is not None
+    assert timed is not None
+    assert large.cpu_seconds == pytest.approx(timed.cpu_seconds, rel=0.9, abs=1.0)
+    assert "seed0/large/training-0" in StudyConfig.load(ended.directory / "config.yaml").steps

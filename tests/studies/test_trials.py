@@ -98,6 +98,15 @@ def test_the_control_of_a_training_s_time_has_its_settings_and_none_of_its_metho
     assert (control.training.methods, control.training.training) == ((), {"batch_size": 4})
 
 
+def test_an_arm_for_the_time_of_another_comes_after_it() -> None:
+    large = {"model": "resnet20", "time_of": "ema"}
+    found = trainings({"large": large, "ema": {"methods": "ema", "against": ["large"]}}, seeds=[4, 2])
+    assert [arm for seed, arm in found if seed == 4] == ["base", "ema", "control-same-time", "large"]
+    assert found[4, "large"].stands_on == {(4, "ema")}
+    assert found[2, "large"].stands_on == {(2, "ema"), (4, "large")}
+    assert (found[4, "large"].kind, found[4, "large"].control_for) == ("control", ("ema",))
+
+
 def test_a_trial_says_what_it_is() -> None:
     assert str(Trial(3, "gradnet-last", "method")) == "gradnet-last, seed 3"
 
