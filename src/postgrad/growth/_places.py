@@ -116,7 +116,7 @@ def surroundings(model: nn.Module, name: str, example: Example) -> tuple[bool, b
     args = example if isinstance(example, tuple) else (example,)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch.export about torch's own use of pytree
+            warnings.simplefilter("ignore")  # of torch.export about torch's own use of pytree, and caches of networks
             graph = torch.export.export(marked, args, strict=False).run_decompositions({}).graph
     except Exception:  # whatever a network can do wrong there
         return False, False
