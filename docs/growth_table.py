@@ -38,74 +38,28 @@ KINDS = 4
 """Of a network's widths, how many are really widened."""
 LARGE = 100_000_000
 """Networks with more parameters are analysed, not grown."""
+PIECES = re.compile(r"cuts it$|takes its units apart$|takes one of its units by its number$|viewed as one array$")
 RETURNED = "it is what the network returns"
 
-SIDES = {"inception_v3": 96}
+SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}
 """Network -> the side of the images that it is tried on, where that is not 64."""
-SIZED: dict[str, dict[str, Any]] = {
-    "torchvision:vit": {"image_size": 64},
-    "torchvision:maxvit": {"input_size": (64, 64), "partition_size": 2},
-    **{f"timm:{name}": {"img_size": 64} for name in ("mixer", "gmixer", "resmlp", "vit", "deit", "deit3", "levit")},
+SIZED = {
+    "torchvision:vit": "image_size",
+    **{f"timm:{name}": "img_size" for name in ("mixer", "gmixer", "resmlp", "vit", "deit", "deit3", "levit")},
 }
-"""Settings of families that are made for images of one size."""
-FAMILIES = [
-    "alexnet",
-    "vgg11_bn",
-    "resnet18",
-    "resnet50",
-    "resnext50_32x4d",
-    "wide_resnet50_2",
-    "densenet121",
-    "googlenet",
-    "inception_v3",
-    "squeezenet1_1",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "shufflenet_v2_x0_5",
-    "mnasnet0_5",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "regnet_x_400mf",
-    "regnet_y_400mf",
-    "convnext_tiny",
-    "vit_b_16",
-    "vit_b_32",
-    "swin_t",
-    "swin_v2_t",
-    "maxvit_t",
-]
-TIMM = [
-    "resnet18",
-    "resnetv2_50",
-    "seresnet18",
-    "regnetx_002",
-    "regnety_002",
-    "res2net50_26w_4s",
-    "mobilenetv3_small_050",
-    "mobilenetv4_conv_small_035",
-    "efficientnet_lite0",
-    "ghostnet_050",
-    "repvgg_a0",
-    "dla34",
-    "vovnet39a",
-    "cspresnet50",
-    "darknet53",
-    "hardcorenas_a",
-    "tinynet_e",
-    "lcnet_035",
-    "convnext_atto",
-    "convnextv2_atto",
-    "convmixer_768_32",
-    "mixer_s32_224",
-    "gmixer_24_224",
-    "resmlp_12_224",
-    "vit_tiny_patch16_224",
-    "deit_tiny_patch16_224",
-    "deit3_small_patch16_224",
-    "levit_128s",
-    "poolformer_s12",
-    "edgenext_xx_small",
-]
+"""Families that are made for images of one size -> the argument that says it."""
+FAMILIES = (
+    "alexnet vgg11_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 googlenet inception_v3 "
+    "squeezenet1_1 mobilenet_v2 mobilenet_v3_small shufflenet_v2_x0_5 mnasnet0_5 efficientnet_b0 efficientnet_v2_s "
+    "regnet_x_400mf regnet_y_400mf convnext_tiny vit_b_16 vit_b_32 swin_t swin_v2_t maxvit_t"
+)
+TIMM = (
+    "resnet18 resnetv2_50 seresnet18 regnetx_002 regnety_002 res2net50_26w_4s mobilenetv3_small_050 "
+    "mobilenetv4_conv_small_035 efficientnet_lite0 ghostnet_050 repvgg_a0 dla34 vovnet39a cspresnet50 darknet53 "
+    "hardcorenas_a tinynet_e lcnet_035 convnext_atto convnextv2_atto convmixer_768_32 mixer_s32_224 gmixer_24_224 "
+    "resmlp_12_224 vit_tiny_patch16_224 deit_tiny_patch16_224 deit3_small_patch16_224 levit_128s poolformer_s12 "
+    "edgenext_xx_small"
+)
 
 OTHERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "deepen": [("after", {"kind": "residual"})],
@@ -120,38 +74,38 @@ OTHERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 HEAD = """# Which networks grow
 
 One network of each of torchvision's families, and some of timm's, by `python docs/growth_table.py`, which wrote this
-page. *Widths* are numbers of units inside the network that its layers share; those that the network takes or returns are
-not counted. *Can grow* are those that nothing holds; *by multiples* those of them over which a mean is taken. Of each
-kind of width one was widened, *proved* out of those tried. The other operators stand there where they were proved
-somewhere in the network. *Error* is the worst of all certificates, in float64, of the outputs' spread. Why widths are
-held stands below.
+page. *Widths* are numbers of units inside the network that its layers share; those that it takes or returns, and
+numbers of pieces (queries, keys and values), are not counted. *Can grow* are those that nothing holds; *by multiples*
+those of them over which a mean is taken. Of each kind of width one was widened, *proved* out of those tried. The other
+operators stand there where they were proved somewhere in the network. *Error* is the worst of all certificates, in
+float64, of the outputs' spread. Why widths are held stands below.
 """
 
 
 def networks(every: bool) -> list[str]:
     """The names of all networks, with their library."""
-    names = FAMILIES
+    names = FAMILIES.split()
     if every:
         prepare_torchvision()
         from torchvision import models
 
         names = models.list_models(module=models)
-    return [*(f"torchvision:{name}" for name in names), *(f"timm:{name}" for name in TIMM)]
+    return [*(f"torchvision:{name}" for name in names), *(f"timm:{name}" for name in TIMM.split())]
 
 
 def fresh(network: str) -> tuple[nn.Module, Tensor]:
     """A network with drawn weights, none of them too small to matter, and an example of what it takes."""
-    library, _, name = network.partition(":")
+    name = network.partition(":")[2]
     torch.manual_seed(0)
-    settings = SIZED.get(network.partition("_")[0], {})
     side = SIDES.get(name, 64)
-    if library == "torchvision" and settings:  # create_model has another meaning for image_size
+    argument = SIZED.get(network.partition("_")[0])
+    if argument == "image_size":  # for create_model that is the size of what is stored
         prepare_torchvision()
         from torchvision import models
 
-        model = models.get_model(name, num_classes=CLASSES, **settings).eval()
+        model = models.get_model(name, num_classes=CLASSES, image_size=side).eval()
     else:
-        model = create_model(network, num_classes=CLASSES, **settings).eval()
+        model = create_model(network, num_classes=CLASSES, **({argument: side} if argument else {})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.abs().max() < 1e-3:
@@ -180,12 +134,13 @@ def measured(network: str) -> dict[str, Any]:
 
 
 def hidden(graph: AxisGraph) -> list[WidthAxis]:
-    """The axes that some layer makes, but for those that the network returns, and the pieces that code counts out."""
+    """The axes that some layer makes, but for those that the network returns, and numbers of pieces."""
     found = []
     for axis in graph.axes:
         rows = [place for place in axis.places if not place.summed and graph.sums(place.weight)]
         is_kernel = all(place.dim > 1 for place in rows)
-        if rows and not is_kernel and set(axis.fixed) != {RETURNED}:
+        is_count = "#" in axis.name and bool(axis.fixed) and all(map(PIECES.search, axis.fixed))
+        if rows and not is_kernel and not is_count and set(axis.fixed) != {RETURNED}:
             found.append(axis)
     return found
 

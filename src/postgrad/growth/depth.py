@@ -133,7 +133,8 @@ def put_layer(
     train = not where.norm or form in ("gated", "residual")
     witness = Witness.of(model, example, train=train)
     with transaction(model, optimizer), optimizer_follows(model, optimizer) as heir_of:
-        name = insert(model, where.name, "layer", options)
+        with drawn(seed):
+            name = insert(model, where.name, "layer", options)
         layer = model.get_submodule(name)
         assert isinstance(layer, Layer)
         join_groups(heir_of, layer, where.module)
