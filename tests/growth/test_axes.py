@@ -243,7 +243,7 @@ def test_negative_control_a_coupling_more_is_seen() -> None:
     class Crossed(networks.Residual):
         def forward(self, x: Tensor) -> Tensor:
             x = F.relu(self.stem(x))
-            return super().forward(x[:, :3]) + (self.a1(x) * self.b1(x)).mean()
+            return super().forward(x[:, 1:4]) + (self.a1(x) * self.b1(x)).mean()
 
     assert sizes(networks.Residual(), images()) == {"stem": 6, "a1": 4, "b1": 4}
     crossed = analyse(Crossed(), images())

@@ -62,7 +62,9 @@ def test_networks_are_those_of_at_least_twenty_families(fuzz: ModuleType) -> Non
         assert model(example()).std() > 0
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if n % 3 else []) for n, name in enumerate(OWN)]
+)
 def test_random_growth_of_networks_of_our_own(fuzz: ModuleType, name: str) -> None:
     case = CASES[name]
     network = lambda: awake(case.make()), lambda: shaken(case.example)
@@ -125,6 +127,7 @@ def test_the_summary_counts_and_names(fuzz: ModuleType) -> None:
     assert "FAILED" in text
 
 
+@pytest.mark.slow
 def test_the_table_of_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted, tried and said of a network: here of three small ones, one of which cannot be read."""
     table = script("growth_table")

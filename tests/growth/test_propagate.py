@@ -143,6 +143,10 @@ PASSING: dict[str, tuple[Function, int, tuple[tuple[int, ...], ...]]] = {
     "squeeze two": (lambda x: x.squeeze((0, 1)), 2, ((1, 3, 4),)),
     "select": (lambda x: x[:, 0], 2, (NTC,)),
     "slice": (lambda x: x[:, 1:], 2, (NTC,)),
+    "second half": (lambda x: x[..., x.shape[-1] // 2 :], 3, (NTC,)),
+    "last third": (lambda x: x[:, -(x.shape[1] // 3) :], 3, ((2, 6, 4),)),
+    "zeros in the middle": (lambda x: zeroed(x), 3, ((2, 6, 4),)),
+    "a half across thirds": (lambda x: torch.cat([x, x, x], 1)[:, 2:], 2, (NTC,)),
     "whole slice": (lambda x: x[:, :, :], 3, (NTC,)),
     "strided slice": (lambda x: x[..., ::2], 2, (NTC,)),
     "written slice": (lambda x: written(x), 2, (NTC,)),
@@ -199,6 +203,14 @@ PASSING: dict[str, tuple[Function, int, tuple[tuple[int, ...], ...]]] = {
     "fft": (lambda x: torch.fft.rfft(x).abs(), 0, (NTC,)),
     "cdist": (lambda x: torch.cdist(x, x), 0, (NTC,)),
 }
+
+
+def zeroed(x: Tensor) -> Tensor:
+    """As Swin V2 has no bias for its keys."""
+    third = x.shape[1] // 3
+    x = x.clone()
+    x[:, third : 2 * third].zero_()
+    return x
 
 
 def written(x: Tensor) -> Tensor:

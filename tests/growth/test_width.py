@@ -6,7 +6,7 @@ import copy
 import io
 import itertools
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import networks_to_grow as networks
@@ -23,6 +23,11 @@ from postgrad.growth import _resize
 from postgrad.growth._probes import leaves
 from postgrad.growth.journal import regrow
 from postgrad.growth.width import widen
+
+
+def mostly_slow(names: Iterable[str]) -> list[Any]:
+    """Every fourth at once, the others among the slow tests."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if number % 4 else []) for number, name in enumerate(names)]
 
 
 def outputs(model: nn.Module, example: Any, training: bool = False) -> list[Tensor]:
@@ -81,7 +86,7 @@ def test_the_network_computes_the_same(name: str) -> None:
     assert sum(each.numel() for each in model.parameters()) > parameters
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES))
 def test_a_fresh_network_regrows_to_it_in_its_own_precision(name: str) -> None:
     case = CASES[name]
     model = awake(case.make())
@@ -420,6 +425,7 @@ def test_after_growth_it_is_copied_pickled_exported_and_grown_again(name: str) -
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself does
 def test_after_growth_it_compiles() -> None:
     model = awake(networks.Residual())
     compiled = torch.compile(model)

@@ -666,8 +666,20 @@ def _slice(step: Step) -> Values:
     size = step.shape[at]
     if size == size_of(data.dims[at]):
         return Value(data.dims)
-    step.fix(data.dims[at], reason="takes some of its units by their numbers")
-    return Value((*data.dims[:at], fixed(size), *data.dims[at + 1 :]))
+    piece = _one_of_equal_pieces(step, data.dims[at], size)
+    if piece is None:
+        step.fix(data.dims[at], reason="takes some of its units by their numbers")
+    return Value((*data.dims[:at], piece or fixed(size), *data.dims[at + 1 :]))
+
+
+def _one_of_equal_pieces(step: Step, dim: Dim, size: int) -> Dim | None:
+    """A half, a third or a quarter, as a chunk would give it; what code counts out so is mostly asked of the size."""
+    whole, start = size_of(dim), int(step.named("start") or 0)
+    start += whole if start < 0 else 0
+    if step.named("step") != 1 or not size or whole % size or whole // size > 4 or start % size:
+        return None
+    pieces = equal_pieces(dim, whole // size, f"{step.where} cuts it")
+    return None if pieces is None else pieces[start // size]
 
 
 @rule("chunk", "split", "split_with_sizes", "tensor_split")
