@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -103,15 +104,18 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_answers_in_half_a_second(verb: str) -> None:
-    command = [sys.executable, "-m", "postgrad.cli", *([verb] if verb else []), "--help"]
-    seconds = []
+def test_help_answers_in_a_third_of_the_time_that_torch_takes_to_import() -> None:
+    """Half a second where torch takes one and a half; machines differ more than any bound in seconds allows for."""
+    commands = {verb: ["-m", "postgrad.cli", *([verb] if verb else []), "--help"] for verb in ("", *VERBS)}
+    commands["import torch"] = ["-c", "import torch"]
+    seconds: dict[str, float] = dict.fromkeys(commands, math.inf)
     for _ in range(3):
-        began = _seconds_of_children()
-        subprocess.run(command, capture_output=True, check=True)
-        seconds.append(_seconds_of_children() - began)
-    assert min(seconds) < 0.5
+        for name, words in commands.items():
+            began = _seconds_of_children()
+            subprocess.run([sys.executable, *words], capture_output=True, check=True)
+            seconds[name] = min(seconds[name], _seconds_of_children() - began)
+    allowed = seconds.pop("import torch") / 3
+    assert {name: each for name, each in seconds.items() if each >= allowed} == {}, allowed
 
 
 def _seconds_of_children() -> float:
