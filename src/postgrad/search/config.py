@@ -51,7 +51,7 @@ class SearchConfig(RunConfig):
     budget: Duration | None = None
     individuals: PositiveInt | None = None
     multiply_adds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default={})
     base_epochs: float = Field(default=3, gt=0, allow_inf_nan=False)
     genes: bool = True
     max_parameters: PositiveInt | None = None

@@ -60,7 +60,7 @@ def _overall(board: Board, slots: int) -> str:
     return f"{len(board.finished)} of {len(board.trials)} trials{failed}{time_left}"
 
 
-def _of_trial(running: Running, run: Run) -> str:
+def _of_trial(running: Running[Trial], run: Run) -> str:
     trial = running.trial
     report = _report(run, trial)
     if report is None:
