@@ -20,25 +20,16 @@ from postgrad.growth.words import Operation, is_multiple
 from postgrad.search.parent import LAYERS, Infeasible, Parent, halvings, most_poolings
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What no network of a search may exceed: parameters (None: any number), layers, channels of one layer."""
-
-    parameters: int | None = None
-    depth: int = 100
-    width: int = 1024
-
-
 @dataclass
 class Plan:
     """What a network would be after the operations so far: nothing is grown.
 
-    `sizes` are those of widened axes, `held` those that are tied by what is put in, with the operation; `more` counts the parameters of what is put in, given the sizes in the end;
-    `kernels` are the grown ones; `pooled` the modules that are followed by pooling.
+    `sizes` are those of widened axes, `held` those that are tied by what is put in, with the operation; `more` counts
+    the parameters of what is put in, given the sizes in the end; `kernels` are the grown ones; `pooled` the modules
+    that are followed by pooling.
     """
 
     parent: Parent
-    limits: Limits
     sizes: dict[Axis, int] = field(default_factory=dict)
     held: dict[Axis, str] = field(default_factory=dict)
     more: list[Callable[[], int]] = field(default_factory=list)
@@ -72,7 +63,7 @@ class Plan:
         return math.prod(self.size(dim) for dim in dims)
 
 
-def check_feasible(parent: Parent, operations: Sequence[Operation], limits: Limits | None = None) -> Plan:
+def check_feasible(parent: Parent, operations: Sequence[Operation]) -> Plan:
     """What would become of a network by operations, one after the other; `Infeasible` says why it cannot be.
 
     >>> check_feasible(parent, [parse_operation("widen:layer=conv1,to=96")]).parameters()
@@ -84,7 +75,7 @@ def check_feasible(parent: Parent, operations: Sequence[Operation], limits: Limi
     may still be refused by the operator, which proves what it does. Names of modules are those that the parent has.
     Raises `UserError` for an option that an operator does not take.
     """
-    plan = Plan(parent, limits or Limits(), depth=parent.architecture.depth)
+    plan = Plan(parent, depth=parent.architecture.depth)
     for operation in operations:
         try:
             _RULES[operation.name](plan, operation.checked())
@@ -95,7 +86,7 @@ def check_feasible(parent: Parent, operations: Sequence[Operation], limits: Limi
 
 
 def _check_limits(plan: Plan) -> None:
-    limits, total = plan.limits, plan.parameters()
+    limits, total = plan.parent.limits, plan.parameters()
     if limits.parameters is not None and total > limits.parameters:
         raise Infeasible(f"it would have {total} parameters; the limit is {limits.parameters}")
     if plan.depth > max(limits.depth, plan.parent.architecture.depth):
@@ -166,8 +157,8 @@ def _widen_axis(plan: Plan, layer: str, axis: Axis, unit: int, to: Any) -> None:
         raise Infeasible(f"{layer}: it has {before * unit} channels, which is not less than {after * unit}")
     if (after - before) % step:
         raise Infeasible(f"{layer}: {reason}, so it grows by whole multiples of {before * unit}")
-    if after * unit > plan.limits.width:
-        raise Infeasible(f"{layer}: it would have {after * unit} channels; the limit is {plan.limits.width}")
+    if after * unit > plan.parent.limits.width:
+        raise Infeasible(f"{layer}: it would have {after * unit} channels; the limit is {plan.parent.limits.width}")
     plan.sizes[axis] = after
 
 

@@ -18,11 +18,12 @@ from postgrad.growth.words import Operation
 from postgrad.models.factories import module_of_file
 from postgrad.search.commands import draw_commands
 from postgrad.search.feasible import check_feasible
-from postgrad.search.parent import Infeasible, Parent, Site, Width, architecture_of
+from postgrad.search.parent import Infeasible, Limits, Parent, Site, Width, architecture_of
 
 __all__ = [
     "MUTATIONS",
     "Infeasible",
+    "Limits",
     "Mutation",
     "Parent",
     "architecture_of",
@@ -181,10 +182,11 @@ def _layer(site: Site) -> Operation:
 
 
 def _widest(parent: Parent, width: Width) -> int:
-    return NARROWEST + (WIDEST - NARROWEST) * width.depth // max(len(parent.layers) - 1, 1)
+    at_its_depth = NARROWEST + (WIDEST - NARROWEST) * width.depth // max(len(parent.layers) - 1, 1)
+    return min(at_its_depth, parent.limits.width)
 
 
 def _one_of(choices: Sequence[T], draw: Generator, none: str) -> T:
     if not choices:
         raise Infeasible(none)
-    return choices[draw.integers(len(choices))]
+    return choices[int(draw.integers(len(choices)))]

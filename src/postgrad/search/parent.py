@@ -35,6 +35,15 @@ class Infeasible(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What no network of a search may exceed: parameters (None: any number), layers, channels of one layer."""
+
+    parameters: int | None = None
+    depth: int = 100
+    width: int = 1024
+
+
+@dataclass(frozen=True)
 class Site:
     """The output of a module that runs once, behind which something can be put: `shape` is (N, C, …) or (N, …, C).
 
@@ -84,12 +93,14 @@ class Parent:
     >>> [site.name for site in parent.sites], [width.layer for width in parent.widths]
     (['conv1', 'conv2'], ['conv1', 'conv2'])
 
-    `model` is in evaluation mode, and nobody changes it; `example` (N, C, H, W) are images as it takes them.
+    `model` is in evaluation mode, and nobody changes it; `example` (N, C, H, W) are images as it takes them;
+    `limits` what its children may be.
     """
 
     model: nn.Module
     example: Tensor
     architecture: Architecture
+    limits: Limits = field(default_factory=Limits)
 
     @cached_property
     def graph(self) -> AxisGraph:
@@ -131,10 +142,6 @@ class Parent:
                 step = unit * step_of(self.model, self.graph, axis)[0]
                 found[axis.axis] = Width(name, channels, step, depth, axis)
         return tuple(found.values())
-
-    def most_poolings(self) -> int:
-        """How many halvings the images allow: ⌊log₂ side⌋ − 2, which leaves 4 pixels or more."""
-        return most_poolings(self.architecture)
 
 
 def architecture_of(model: nn.Module, example: Tensor) -> Architecture:
