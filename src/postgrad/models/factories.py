@@ -38,7 +38,7 @@ def find_factory(spec: str) -> Factory:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise UserError(f"{spec!r} names no factory; write it as pkg.mod:factory or file.py:factory")
-    module = _module_of_file(Path(place).expanduser()) if is_file_factory(spec) else _module_by_name(place)
+    module = module_of_file(Path(place).expanduser()) if is_file_factory(spec) else _module_by_name(place)
     factory = getattr(module, name, None)
     if factory is None:
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -92,7 +92,13 @@ def _module_by_name(name: str) -> ModuleType:
             ) from error
 
 
-def _module_of_file(path: Path) -> ModuleType:
+def module_of_file(path: Path) -> ModuleType:
+    """Run a Python file as a module of its own, with its folder importable while it runs.
+
+    >>> module_of_file(Path("nets/mine.py"))
+
+    `UserError` where there is none, or where it raises, with the place in one line.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of the Python file as file.py:factory")
     name = f"postgrad_factory_{path.stem}_{sha256(path)[:8]}"
