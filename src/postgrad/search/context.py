@@ -226,6 +226,12 @@ class Context:
         """Those of a prediction for one image."""
         return round(multiply_adds(self.classifier(model), self.images.images[:2]) or 0)
 
+    def steps_for(self, model: nn.Module, multiply_adds: float, genes: Genes) -> int:
+        """How many steps a network is trained in so many multiply-adds, to the nearest step; at least one."""
+        n, batch = len(self.images), self.recipe(genes).batch_size
+        epochs, rest = divmod(multiply_adds / (PASSES * self.multiply_adds(model)), n)
+        return max(1, int(epochs) * -(-n // batch) + round(rest / batch))
+
     def measure(self, model: nn.Module) -> Measured:
         """What a prediction costs."""
         classifier = self.classifier(model)

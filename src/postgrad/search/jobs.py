@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +21,10 @@ from postgrad.growth.operations import Grown, grow
 from postgrad.growth.words import Operation
 from postgrad.models.checkpoints import save
 from postgrad.search.context import POPULATION, Context, Trained
-from postgrad.search.feasible import Limits, check_feasible
+from postgrad.search.feasible import check_feasible
 from postgrad.search.individual import Genes, Individual
-from postgrad.search.mutations import MUTATIONS
-from postgrad.search.parent import Infeasible, Parent, architecture_of
+from postgrad.search.mutations import mutation_named
+from postgrad.search.parent import Infeasible, Limits, Parent, architecture_of
 from postgrad.studies.worker import PROGRESS, Refused
 
 TRAINING = "training"
@@ -88,17 +88,21 @@ class Base:
 
 @dataclass(frozen=True)
 class Child:
-    """A network mutated from its parent, which it inherits the weights of, and then trained."""
+    """A network mutated from its parent, which it inherits the weights of, and then trained.
+
+    With `multiply_adds` its training takes about so many, in place of the length that the settings say.
+    """
 
     number: int
     parent: str
     mutation: str
     genes: Genes
     seed: int
+    multiply_adds: float | None = None
 
     @property
     def label(self) -> dict[str, Any]:
-        return {"job": "child", "number": self.number}
+        return {"job": "child", **asdict(self)}
 
     @property
     def folder(self) -> str:
@@ -109,7 +113,7 @@ class Child:
             return there.name
         model, parent = context.network(self.parent), context.individual(self.parent)
         try:
-            operations = self._operations(context, Parent(model, context.example, parent.architecture))
+            operations = self._operations(context, model, parent)
             grown = grow(model, operations, example=context.example, seed=self.seed)
         except (Infeasible, UserError) as error:
             shutil.rmtree(context.directory / self.folder, ignore_errors=True)
@@ -118,6 +122,7 @@ class Child:
             model,
             genes=self.genes,
             seed=self.seed,
+            steps=None if self.multiply_adds is None else context.steps_for(model, self.multiply_adds, self.genes),
             directory=context.directory / self.folder / TRAINING,
             label=f"child {self.number} ({self.mutation})",
         )
@@ -133,10 +138,12 @@ class Child:
             grown=grown,
         )
 
-    def _operations(self, context: Context, parent: Parent) -> list[Operation]:
+    def _operations(self, context: Context, model: nn.Module, parent: Individual) -> list[Operation]:
         """What the mutation draws, if it can be: decided before anything is grown or trained."""
-        operations = MUTATIONS[self.mutation](parent, np.random.default_rng(self.seed))
-        check_feasible(parent, operations, Limits(parameters=context.config.max_parameters))
+        limits = Limits(parameters=context.config.max_parameters)
+        seen = Parent(model, context.example, parent.architecture, limits)
+        operations = mutation_named(self.mutation)(seen, np.random.default_rng(self.seed))
+        check_feasible(seen, operations)
         return operations
 
 
@@ -165,25 +172,25 @@ def name_of(model: nn.Module, genes: Genes) -> str:
     return digest.hexdigest()[:NAME_LENGTH]
 
 
-def _keep(
+def described(
     context: Context,
     number: int,
     model: nn.Module,
     genes: Genes,
     *,
+    figures: Mapping[str, float],
     trained: Trained | None = None,
     parent: Individual | None = None,
     mutation: str = "",
     operations: Sequence[Operation] = (),
     grown: Sequence[Grown] = (),
-) -> str:
-    """Measure a network, write all that is kept of it, and give its folder its name: it is finished."""
-    task = context.directory / task_folder(number)
-    name, measured = name_of(model, genes), context.measure(model)
-    figures = context.validate(model) if trained is None else {"accuracy": trained.accuracy, "nll": trained.nll}
+) -> Individual:
+    """All that is remembered of a network; `figures` are its validation accuracy and NLL."""
+    measured = context.measure(model)
     own = trained.multiply_adds if trained else 0
-    individual = Individual(
-        name=name,
+    errors = [each.certificate.max_error for each in grown if each.certificate.exact]
+    return Individual(
+        name=name_of(model, genes),
         number=number,
         parent=parent.name if parent else None,
         mutation=mutation,
@@ -200,17 +207,33 @@ def _keep(
         lineage_multiply_adds=own + (parent.lineage_multiply_adds if parent else 0),
         cpu_seconds=trained.cpu_seconds if trained else 0.0,
         seconds=trained.seconds if trained else 0.0,
-        max_error=max((each.certificate.max_error for each in grown if each.certificate.exact), default=None),
+        max_error=max(errors, default=None),
         exact=all(each.certificate.exact for each in grown),
         trained={"loss": trained.loss, "steps": trained.steps} if trained else {},
     )
+
+
+def _keep(
+    context: Context,
+    number: int,
+    model: nn.Module,
+    genes: Genes,
+    *,
+    trained: Trained | None = None,
+    grown: Sequence[Grown] = (),
+    **origin: Any,
+) -> str:
+    """Write all that is kept of a network, and give its folder its name: it is finished."""
+    figures = context.validate(model) if trained is None else {"accuracy": trained.accuracy, "nll": trained.nll}
+    individual = described(context, number, model, genes, figures=figures, trained=trained, grown=grown, **origin)
+    task, place = context.directory / task_folder(number), context.folder(individual.name)
     save(model, task, preprocess=context.preprocess, class_names=context.class_names)
-    write_atomic(task / CERTIFICATES, json.dumps([json.loads(each.certificate.to_json()) for each in grown]))
+    write_atomic(task / CERTIFICATES, json.dumps([asdict(each.certificate) for each in grown]))
     if trained is not None:
         write_atomic(task / "metrics.csv", (task / TRAINING / "metrics.csv").read_bytes())
-        shutil.rmtree(task / TRAINING)
     individual.write(task)
     (task / PROGRESS).unlink(missing_ok=True)
-    with disk_errors(context.folder(name)):
-        os.replace(task, context.folder(name))
-    return name
+    with disk_errors(place):
+        os.replace(task, place)
+    shutil.rmtree(place / TRAINING, ignore_errors=True)  # only now: until it is finished, it can go on from there
+    return individual.name

@@ -141,7 +141,7 @@ class ArmRecord:
         return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
-def write_event(directory: Path, name: str, **content: Any) -> None:
+def write_event(directory: Path, name: str, /, **content: Any) -> None:
     """Append one line to the events.jsonl of a run directory."""
     line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **content}
     path = directory / EVENTS

@@ -221,7 +221,7 @@ class _Shift:
             running = (self.board.finish if outcome.ended == "done" else self.board.refuse)(slot, outcome)
         said = {} if outcome.ended == "done" else {"reason": outcome.reason}
         self.event(
-            {"done": "trial ends", "failed": "trial fails", "refused": "trial refused"}[outcome.ended],
+            {"done": "trial ends", "failed": "trial fails", "refused": "refused"}[outcome.ended],
             **running.trial.label,
             slot=slot,
             seconds=round(outcome.seconds, 4),
