@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from postgrad.cli.console import prepared, print_json, say, table
+from postgrad.cli.console import prepared, say
 from postgrad.cli.options import (
     Count,
     DataOptions,
@@ -27,7 +27,7 @@ from postgrad.cli.options import (
     preprocess_flags,
     resumed_config,
 )
-from postgrad.cli.results import improvement_table
+from postgrad.cli.study import show
 from postgrad.errors import UserError
 from postgrad.search.config import BUDGETS, SearchConfig
 from postgrad.validation import read_yaml, validated
@@ -100,21 +100,15 @@ def run(options: Options) -> int:
 
         ended = search(config, workers=options.run.workers, ray=options.run.ray)
     results = json.loads((ended.directory / "results.json").read_text(encoding="utf-8"))
-    if options.machine.json:
-        print_json(results)
-        return 0
-    best = ended.best
-    print(
-        table(
-            ["", "validation accuracy", "parameters", "mutations"],
-            [
-                [said, f"{each.accuracy:.4f}", f"{each.parameters:,}", str(each.number)]
-                for said, each in (("base", ended.individuals[0]), ("best", best))
-            ],
+    show(results, as_json=options.machine.json)
+    if not options.machine.json:
+        best, base = ended.best, ended.individuals[0]
+        of = f"child {best.number}" if best.parent else "the base"
+        say(
+            f"\nbest of {len(ended.individuals) - 1} children: {of}, {best.parameters:,} parameters (base "
+            f"{base.parameters:,}), validation accuracy {best.accuracy:.4f} (base {base.accuracy:.4f})"
         )
-    )
-    print(improvement_table(results))
-    say(f"\nreport: {ended.directory / 'report.html'}")
+        say(f"report: {ended.directory / 'report.html'}")
     return 0
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from postgrad.search.individual import Genes, Individual
 from postgrad.search.jobs import TRAINING, Base, Child, SearchJob, individuals
 from postgrad.search.population import Population, mutate_genes
 from postgrad.search.presets import PRESETS, Tried
-from postgrad.studies.scheduler import Running
+from postgrad.studies.scheduler import AnyJob, Running
 from postgrad.studies.worker import Outcome
 from postgrad.training.clock import parse_duration
 
@@ -32,57 +32,57 @@ GENES_CHANCE = 0.5
 
 
 @dataclass
-class _Jobs:
-    """Jobs at work, and how often each was lost."""
+class _Jobs(Generic[AnyJob]):
+    """Jobs at work, those that wait, and how often each was lost."""
 
-    running: dict[int, Running[Any]] = field(default_factory=dict)
-    _losses: dict[Any, int] = field(default_factory=dict)
-    _waiting: deque[Any] = field(default_factory=deque)
+    running: dict[int, Running[AnyJob]] = field(default_factory=dict)
+    _losses: dict[AnyJob, int] = field(default_factory=dict)
+    _waiting: deque[AnyJob] = field(default_factory=deque)
 
-    def begin(self, slot: int, job: Any, *, free_since: float) -> None:
+    def begin(self, slot: int, job: AnyJob, *, free_since: float) -> None:
         self.running[slot] = Running(job, time.monotonic(), free_since)
 
-    def lose(self, slot: int) -> tuple[Running[Any], int]:
+    def lose(self, slot: int) -> tuple[Running[AnyJob], int]:
         running = self.running.pop(slot)
         self._waiting.append(running.trial)
         self._losses[running.trial] = self._losses.get(running.trial, 0) + 1
         return running, self._losses[running.trial]
 
-    def refuse(self, slot: int, outcome: Outcome) -> Running[Any]:
+    def refuse(self, slot: int, outcome: Outcome) -> Running[AnyJob]:
         return self.fail(slot, outcome.reason)
 
-    def fail(self, slot: int, reason: str) -> Running[Any]:
+    def fail(self, slot: int, reason: str) -> Running[AnyJob]:
         running = self.running.pop(slot)
         self.give_up(running.trial, reason)
         return running
 
-    def give_up(self, job: Any, reason: str) -> None:
+    def give_up(self, job: AnyJob, reason: str) -> None:
         self._waiting = deque(each for each in self._waiting if each != job)
 
 
-class JobList(_Jobs):
+class JobList(_Jobs[AnyJob]):
     """Jobs that need nothing of each other, in their order; `failed` says which came to nothing, and why."""
 
-    def __init__(self, directory: Path, jobs: Iterable[SearchJob]) -> None:
+    def __init__(self, directory: Path, jobs: Iterable[AnyJob]) -> None:
         super().__init__(_waiting=deque(jobs))
         self.directory = directory
-        self.failed: dict[SearchJob, str] = {}
+        self.failed: dict[AnyJob, str] = {}
 
     def at_once(self, slots: int) -> int:
         return min(slots, len(self._waiting))
 
-    def next_ready(self) -> SearchJob | None:
+    def next_ready(self) -> AnyJob | None:
         return self._waiting.popleft() if self._waiting else None
 
-    def finish(self, slot: int, outcome: Outcome) -> Running[Any]:
+    def finish(self, slot: int, outcome: Outcome) -> Running[AnyJob]:
         return self.running.pop(slot)
 
-    def give_up(self, job: SearchJob, reason: str) -> None:
+    def give_up(self, job: AnyJob, reason: str) -> None:
         super().give_up(job, reason)
         self.failed[job] = reason
 
 
-class SearchBoard(_Jobs):
+class SearchBoard(_Jobs[SearchJob]):
     """Proposes children while the budget lasts, each of a parent from the population as it is then.
 
     >>> board = SearchBoard(config, directory, log, record)
@@ -136,7 +136,7 @@ class SearchBoard(_Jobs):
                 self.log("refused", job="child", number=self._number, reason=str(error))
         return None
 
-    def finish(self, slot: int, outcome: Outcome) -> Running[Any]:
+    def finish(self, slot: int, outcome: Outcome) -> Running[SearchJob]:
         running = self.running.pop(slot)
         individual = Individual.read(self.directory / POPULATION / outcome.made)
         assert individual is not None, f"{outcome.made} was made and is not there"
@@ -144,7 +144,7 @@ class SearchBoard(_Jobs):
         self.made_now += isinstance(running.trial, Child)
         return running
 
-    def refuse(self, slot: int, outcome: Outcome) -> Running[Any]:
+    def refuse(self, slot: int, outcome: Outcome) -> Running[SearchJob]:
         """The child in a slot was found infeasible before any training."""
         running = self.running.pop(slot)
         self._note_refusal(running.trial.label, outcome.reason)

@@ -34,7 +34,7 @@ class SearchConfig(RunConfig):
     where none is given. What is being trained when the budget is used up is still finished.
 
     `training` holds fields of `postgrad.training.Recipe` for each child, by default one epoch of SGD with momentum at
-    .02; `base_epochs` is how long a base without weights of its own is trained in the same way. `preset` says how
+    .01; `base_epochs` is how long a base without weights of its own is trained in the same way. `preset` says how
     probable each mutation is, `mutations` which there are (default: the preset's), `mutation_files` are Python files
     that register further ones. With `genes` the regularisation of children mutates too. `max_parameters` bounds their
     size.

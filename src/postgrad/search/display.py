@@ -74,7 +74,7 @@ class View:
 
 
 @contextlib.contextmanager
-def shown(board: SearchBoard | JobList) -> Iterator[None]:
+def shown(board: SearchBoard | JobList[Any]) -> Iterator[None]:
     """Show the progress of a board within the block: live on a terminal, else every half minute; not with `--quiet`."""
     if isinstance(board, SearchBoard):
         view = View(board)
@@ -105,11 +105,11 @@ def _called(individual: Individual) -> str:
     return f"child {individual.number}" if individual.parent else "the base"
 
 
-def _at_work(board: SearchBoard | JobList) -> list[str]:
+def _at_work(board: SearchBoard | JobList[Any]) -> list[str]:
     return [_of_job(running, board) for _, running in sorted(board.running.items())]
 
 
-def _of_job(running: Running[Any], board: SearchBoard | JobList) -> str:
+def _of_job(running: Running[Any], board: SearchBoard | JobList[Any]) -> str:
     report = report_of(board.directory / running.trial.folder)
     if report is None:
         return f"  {_words(running.trial)}: {duration(time.monotonic() - running.began)}"

@@ -12,7 +12,7 @@ from torch import nn
 
 from postgrad.errors import UserError
 from postgrad.growth._algebra import Axis, Dim, axes_of, resolve, size_of
-from postgrad.growth._places import Place, places
+from postgrad.growth._places import Place
 from postgrad.growth._steps import step_of
 from postgrad.growth.blocks import BLOCKS
 from postgrad.growth.operations import matching
@@ -162,11 +162,9 @@ def _widen_axis(plan: Plan, layer: str, axis: Axis, unit: int, to: Any) -> None:
     plan.sizes[axis] = after
 
 
-def _places(plan: Plan, *names: str) -> list[Place]:
-    """Where something is put: each module has to run once and give one tensor."""
-    for name in names:
-        _known(plan, name)
-    return places(plan.parent.model, names, plan.parent.example[:2])
+def _place(plan: Plan, name: str) -> Place:
+    """Where something is put: a module has to run once and give one tensor."""
+    return plan.parent.place(_known(plan, name))
 
 
 def _features(plan: Plan, where: Place) -> Dim:
@@ -193,7 +191,7 @@ def _total(module: nn.Module) -> int:
 
 def _deepen(plan: Plan, operation: Operation) -> None:
     for name in _names(plan, str(operation.options["after"])):
-        (where,) = _places(plan, name)
+        where = _place(plan, name)
         features = _features(plan, where)
         block = _last_block(where.module)
         if operation.options.get("kind", "residual") == "identity":
@@ -246,7 +244,7 @@ def _grow_kernel(plan: Plan, operation: Operation) -> None:
 def _branch(plan: Plan, operation: Operation) -> None:
     ways = operation.options.get("ways", 2)
     for name in _names(plan, str(operation.options["layer"])):
-        (where,) = _places(plan, name)
+        where = _place(plan, name)
         layers = sum(isinstance(each, LAYERS) for each in where.module.modules())
         plan.depth += (ways - 1) * layers
         if operation.options.get("kind", "add") == "concat":
@@ -256,7 +254,7 @@ def _branch(plan: Plan, operation: Operation) -> None:
 
 
 def _add_skip(plan: Plan, operation: Operation) -> None:
-    begin, end = _places(plan, str(operation.options["source"]), str(operation.options["target"]))
+    begin, end = (_place(plan, str(operation.options[key])) for key in ("source", "target"))
     if begin.at >= end.at:
         raise Infeasible(f"{end.name}: it is done before {begin.name}, so nothing can lead there from it")
     images = begin.spatial and (begin.spatial == end.spatial or end.output.dim() == 2)
@@ -279,7 +277,7 @@ def _add_skip(plan: Plan, operation: Operation) -> None:
 def _insert_group(plan: Plan, operation: Operation) -> None:
     groups = operation.options["groups"]
     for name in _names(plan, str(operation.options["after"])):
-        (where,) = _places(plan, name)
+        where = _place(plan, name)
         if not where.spatial:
             raise Infeasible(f"{name}: it gives no images, which a grouped convolution takes")
         dim = _features(plan, where)
@@ -292,7 +290,7 @@ def _insert_group(plan: Plan, operation: Operation) -> None:
 
 def _insert_pool(plan: Plan, operation: Operation) -> None:
     for name in _names(plan, str(operation.options["after"])):
-        (where,) = _places(plan, name)
+        where = _place(plan, name)
         if not where.spatial:
             raise Infeasible(f"{name}: it gives no images, which pooling takes")
         plan.pooled.append(name)
@@ -301,7 +299,7 @@ def _insert_pool(plan: Plan, operation: Operation) -> None:
         except (RuntimeError, ValueError) as error:
             raise Infeasible(f"{name}: what follows takes no smaller image than it gets: {error}") from error
         most = most_poolings(plan.parent.architecture)
-        if pools > max(most, plan.parent.architecture.pools):
+        if pools > most:
             side = plan.parent.architecture.side
             raise Infeasible(f"{name}: images of {side} pixels a side are halved at most {most} times, not {pools}")
 
@@ -322,7 +320,7 @@ def _group_layer(plan: Plan, operation: Operation) -> None:
 
 def _insert_dropout(plan: Plan, operation: Operation) -> None:
     for name in _names(plan, str(operation.options["after"])):
-        _places(plan, name)
+        _place(plan, name)
     if not 0 <= operation.options["p"] < 1:
         raise Infeasible(f"dropout of {operation.options['p']}: it takes a probability of at least 0 and below 1")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from postgrad.growth._algebra import size_of
+from postgrad.growth._places import Place, place
 from postgrad.growth._steps import step_of
 from postgrad.growth.axes import AxisGraph, WidthAxis, analyse
 from postgrad.search.individual import Architecture
@@ -101,11 +102,18 @@ class Parent:
     example: Tensor
     architecture: Architecture
     limits: Limits = field(default_factory=Limits)
+    _places: dict[str, Place] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def graph(self) -> AxisGraph:
         """Which of its widths belong together; analysed when first asked for."""
         return analyse(self.model, self.example)
+
+    def place(self, name: str) -> Place:
+        """Where a module is, as the operators see it; looked at once. `UserError` where it is none that they take."""
+        if name not in self._places:
+            self._places[name] = place(self.model, name, self.example[:2])
+        return self._places[name]
 
     @cached_property
     def layers(self) -> dict[str, nn.Module]:
@@ -180,7 +188,7 @@ def halvings(model: nn.Module, example: Tensor, pooled: Sequence[str] = ()) -> i
             hook = model.get_submodule(name).register_forward_hook(_pool)
             hooks.callback(hook.remove)
         model(example[:1])
-    return max(0, math.floor(math.log2(min(example.shape[-2:]) / max(sides.least, 1)))) if sides.least else 0
+    return math.floor(math.log2(min(example.shape[-2:]) / sides.least)) if sides.least else 0
 
 
 def _pool(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
@@ -201,7 +209,8 @@ class _Sides(TorchDispatchMode):
         if func.overloadpacket in _SHRINKING:
             image = result[0] if isinstance(result, tuple) else result
             before, after = (min(each.shape[-2:]) for each in (args[0], image))
-            if not (func.overloadpacket in _POOLING and after == 1 and before > 2):  # of all of the image
+            of_all = func.overloadpacket in _POOLING and after == 1
+            if after < before and not of_all:
                 self.least = min(self.least or after, after)
         return result
 

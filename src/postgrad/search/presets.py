@@ -85,7 +85,7 @@ def adaptive(mutations: Sequence[str], parent: Individual, history: Sequence[Tri
 
     A success is a child more accurate than its parent; a refusal is none. With s successes of n tries the rate is
     q = (s + 1) / (n + 2), and of K mutations each has p = f + (1 − K·f)·q / Σq with the floor f = 1 / (2·K). Source: D.
-    Thierens, "An adaptive pursuit strategy for allocating operator probabilities", GECCO 2005, section 2.
+    Thierens, "An adaptive pursuit strategy for allocating operator probabilities", GECCO 2005.
     """
     rates = {}
     for name in mutations:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.files import fresh_directory, locked, write_atomic
@@ -17,7 +18,7 @@ from postgrad.search.context import Context
 from postgrad.search.display import shown
 from postgrad.search.events import Log, recorded
 from postgrad.search.individual import Individual
-from postgrad.search.jobs import SearchJob, described
+from postgrad.search.jobs import described
 from postgrad.search.mutations import load_mutations, mutation_named
 from postgrad.search.parent import Parent
 from postgrad.search.presets import PRESETS
@@ -25,7 +26,7 @@ from postgrad.search.results import close_search
 from postgrad.studies.environment import environment
 from postgrad.studies.executors import Executor, InProcess, LocalProcesses, RayActors, check_ray, default_slots, posted
 from postgrad.studies.run import resumable
-from postgrad.studies.scheduler import run_trials
+from postgrad.studies.scheduler import AnyJob, run_trials
 from postgrad.studies.study import terminated_like_ctrl_c
 
 
@@ -46,7 +47,7 @@ class Crew:
     workers: int | None
     ray: str | None
 
-    def work(self, board: SearchBoard | JobList, log: Log) -> None:
+    def work(self, board: SearchBoard | JobList[Any], log: Log) -> None:
         """Make all jobs of a board that can be made."""
         config = self.context.config
         if not board.at_once(1):
@@ -147,7 +148,7 @@ def _begin(context: Context, log: Log) -> None:
     log("search resumes" if config.resume else "search begins", data=context.fingerprint, seed=config.seed)
 
 
-def _failures(crew: Crew, jobs: Sequence[SearchJob], log: Log) -> dict[SearchJob, str]:
+def _failures(crew: Crew, jobs: Sequence[AnyJob], log: Log) -> dict[AnyJob, str]:
     """Make jobs that need nothing of each other; those that came to nothing, and why."""
     board = JobList(crew.context.directory, jobs)
     crew.work(board, log)
