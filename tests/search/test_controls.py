@@ -1,4 +1,4 @@
-"""Controls of a search: as much compute as the winner's lineage, nothing that is not theirs, and the same bits again."""
+"""Controls of a search: as much compute as the winner's lineage, nothing that is not theirs, the same bits again."""
 
 from __future__ import annotations
 
