@@ -48,6 +48,6 @@ def test_settings_are_read_as_they_were_written(settings: dict[str, Any], tmp_pa
     ],
 )
 def test_mistakes_are_named(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match="recipe.yaml") as refused:
+    with pytest.raises(UserError, match=r"recipe\.yaml") as refused:
         validated(SearchConfig, settings, source="recipe.yaml")
     assert said in str(refused.value)
