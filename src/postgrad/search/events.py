@@ -77,7 +77,7 @@ def recorded(directory: Path, finished: int) -> Iterator[Record]:
                 {
                     "step": len(individuals) - 1,
                     "accuracy": last.accuracy,
-                    "best accuracy": max(each.accuracy for each in individuals),
+                    "best_accuracy": max(each.accuracy for each in individuals),
                     "parameters": last.parameters,
                 }
             )
