@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bred import BASES, IMAGES, parent_of, three
+from bred import parent as shared
 from networks_to_grow import mlp
 from scipy.stats import kstest
 from torch import nn
@@ -35,7 +36,7 @@ APPROXIMATE = {"pool"}
 
 @pytest.fixture(scope="module")
 def parents() -> dict[str, Parent]:
-    return {name: parent_of(base()) for name, base in BASES.items()}
+    return {name: shared(name) for name in BASES}
 
 
 @pytest.fixture
