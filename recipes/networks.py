@@ -43,6 +43,30 @@ class ResNet8(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Small3(nn.Module):
+    """Three layers with weights: two 3×3 convolutions with pooling behind each, and a linear layer.
+
+    That sees 4×4 pixels of each channel whatever came before, so that pooling can be put in.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1), nn.ReLU())
+        self.conv2 = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU())
+        self.pool = nn.MaxPool2d(2)
+        self.last_pool = nn.AdaptiveAvgPool2d(4)
+        self.fc = nn.Linear(32 * 4 * 4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.conv2(self.pool(self.conv1(x))))
+        return self.fc(self.last_pool(x).flatten(1))
+
+
+def small3(num_classes: int, in_channels: int = 3) -> Small3:
+    """What a search begins with."""
+    return Small3(num_classes, in_channels)
+
+
 class SmallVGG(nn.Module):
     """VGG without normalisation: three stages of 3×3 convolutions with pooling behind each, and two linear layers.
 

@@ -169,11 +169,12 @@ def test_an_unknown_mutation_is_told_with_the_nearest() -> None:
         mutation_named("deper")
 
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "search-own-mutation.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "search.md"
 
 
 def example_of_the_page() -> str:
-    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[0]
+    section = PAGE.read_text(encoding="utf-8").partition("## Your own mutation\n")[2]
+    return re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[0]
 
 
 @pytest.mark.usefixtures("no_more")

@@ -22,6 +22,7 @@ VERBS = {
     "score": ("postgrad.cli.score", "a classifier and test data: accuracy, calibration, cost"),
     "edges": ("postgrad.cli.edges", "a network and data: its important edges, as a picture and as masks"),
     "grow": ("postgrad.cli.grow", "a trained network: a larger one that computes the same, with proof"),
+    "search": ("postgrad.cli.search", "a small network and data: larger ones, bred by mutation with inherited weights"),
     "report": ("postgrad.cli.report", "a run: its report.html, made again"),
     "export": ("postgrad.cli.export", "a classifier: one file for use elsewhere, checked against the original"),
     "list": ("postgrad.cli.catalogue", "the methods, models and data sets there are"),

@@ -26,6 +26,7 @@ from postgrad.reports.sections.changes import changes
 from postgrad.reports.sections.cost import cost
 from postgrad.reports.sections.leaderboard import leaderboard
 from postgrad.reports.sections.learning import learning
+from postgrad.reports.sections.lineage import lineage
 from postgrad.reports.sections.outside import outside
 from postgrad.reports.sections.robustness import attacks, corruptions
 from postgrad.reports.sections.seeds import seed_by_seed
@@ -94,6 +95,7 @@ def _context(run: Run, left_out: tuple[str, ...]) -> dict[str, Any]:
         "labels": {arm.name: words.arm_label(arm) for arm in results.arms},
         "board": leaderboard(run, overview),
         "verdicts": verdict_table(run),
+        "lineage": lineage(run),
         "seeds": seed_by_seed(run),
         "learning": learning(run, in_groups),
         "calibration": calibration(run, in_groups),
@@ -121,7 +123,7 @@ def _repeat(command: str) -> str:
     verb = command.removeprefix("postgrad ").split()[0]
     if verb == "study":
         return "postgrad study config.yaml"
-    return f"postgrad {verb} --recipe config.yaml" if verb in ("improve", "train") else command
+    return f"postgrad {verb} --recipe config.yaml" if verb in ("improve", "search", "train") else command
 
 
 def _setting(value: Any) -> str:

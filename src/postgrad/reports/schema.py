@@ -54,6 +54,9 @@ class Cost(_Model):
     inference_ms_per_image: float | None = Field(None, description="wall time, in batches")
     inference_passes: float | None = Field(None, description="forward or backward passes per image")
     multiply_adds: float | None = Field(None, description="multiply-adds of a prediction, per image")
+    lineage_multiply_adds: float | None = Field(
+        None, description="multiply-adds of a search's trainings that it stands on, its own included"
+    )
     latency_ms_1: float | None = Field(None, description="wall time of one call with one image, warm, median")
     latency_ms_256: float | None = Field(None, description="the same with 256 images")
     inference_memory_mb: float | None = Field(None, description="megabytes that a prediction of 256 images adds")
@@ -152,6 +155,29 @@ class Data(_Model):
     notes: list[str] = Field(default_factory=list)
 
 
+class LineageNode(_Model):
+    """One trained network of a mutation search; accuracies are on validation images."""
+
+    name: str = Field(description="a hash of its growth, genes and weights, and the name of its folder")
+    number: int = Field(ge=0, description="in the order of proposals, refused ones counted; the base is 0")
+    parent: str | None = Field(description="the name of the network that it was grown from; null for the base")
+    mutation: str
+    operations: list[str] = Field(description="what was done to its parent, as `postgrad grow` takes it")
+    accuracy: float
+    parameters: int
+    multiply_adds: int = Field(description="multiply-adds of a prediction, per image")
+    lineage_multiply_adds: int = Field(description="multiply-adds of its training and its ancestors'")
+    latency_ms: float = Field(description="wall time of a prediction, as the search measures it")
+    max_error: float | None = Field(description="the largest of its certificates; null where nothing was grown")
+    exact: bool = Field(description="whether all that was grown keeps what the parent computes")
+    seconds: float = Field(ge=0, description="when it was finished, in seconds of the search")
+    population_accuracy: float = Field(description="mean over the population once it was taken in")
+    refused: dict[str, int] = Field(
+        default_factory=dict, description="mutations of it that were refused before any training, and how often"
+    )
+    winner: bool = Field(False, description="whether it is the network that the search gives")
+
+
 class Results(_Model):
     """Everything that one run found: the content of results.json."""
 
@@ -167,6 +193,9 @@ class Results(_Model):
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
     failures: list[Failure] = Field(default_factory=list)
+    lineage: list[LineageNode] = Field(
+        default_factory=list, description="all networks of a mutation search, parents before their children"
+    )
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
@@ -179,6 +208,15 @@ class Results(_Model):
         used |= {self.recommended} if self.recommended else set()
         if unknown := used - set(names):
             raise ValueError(f"no arm is called {', '.join(sorted(unknown))}")
+        return self
+
+    @model_validator(mode="after")
+    def _parents_come_first(self) -> Results:
+        seen: set[str | None] = {None}
+        for node in self.lineage:
+            if node.parent not in seen or node.name in seen:
+                raise ValueError(f"lineage: {node.name} is there twice, or its parent {node.parent} not before it")
+            seen.add(node.name)
         return self
 
     def arm(self, name: str) -> Arm:

@@ -18,6 +18,9 @@ _ARM_NAMES = {
     "control-more-data": "training on all the data",
     "control-same-price": "the best control at the same price",
     "control-same-time": "plain training for the same time",
+    "control-from-scratch": "the same architecture from scratch",
+    "control-random": "random mutations",
+    "control-stacking": "stacking",
 }
 
 

@@ -72,6 +72,12 @@ def _fraction(value: float) -> float:
     return value
 
 
+def _duration(text: str) -> str:
+    if not re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[smh]", text):
+        raise ValueError(f"expected a time such as 90s, 10m or 1.5h, got '{text}'")
+    return text
+
+
 def _arm_name(name: str) -> str:
     """What a folder may be called everywhere, and no other arm is."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "base" or name.startswith(("control-", "seed-")):
@@ -82,6 +88,7 @@ def _arm_name(name: str) -> str:
     return name
 
 
+Duration = Annotated[str, AfterValidator(_duration)]
 ArmName = Annotated[str, AfterValidator(_arm_name)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 UserPath = Annotated[Path, BeforeValidator(_expand)]
@@ -290,7 +297,7 @@ class ComparisonConfig(RunConfig):
     """
 
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    budget: str | None = None
+    budget: Duration | None = None
     base_accuracy: Fraction | None = None
     base_accuracy_on: Literal["plain", "augmented"] = "plain"
     base_validate_every: PositiveInt | None = None
@@ -316,13 +323,6 @@ class ComparisonConfig(RunConfig):
     @abstractmethod
     def command(self) -> str:
         """The command line that asks for this."""
-
-    @field_validator("budget")
-    @classmethod
-    def _duration(cls, text: str | None) -> str | None:
-        if text is not None and not re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[smh]", text):
-            raise ValueError(f"expected a time such as 90s, 10m or 1.5h, got '{text}'")
-        return text
 
     @field_validator("controls")
     @classmethod

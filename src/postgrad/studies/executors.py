@@ -1,4 +1,4 @@
-"""Where the trials of a study are made: in this process, in local processes, or in actors of a Ray cluster."""
+"""Where the jobs of a run are made: in this process, in local processes, or in actors of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,23 +12,18 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from postgrad.errors import UserError
 from postgrad.files import write_atomic
-from postgrad.studies.trials import Trial
-from postgrad.studies.worker import TOKEN, Entry, Outcome, Post, enter, perform, work
-
-if TYPE_CHECKING:
-    from postgrad.studies.run import Run
-
+from postgrad.studies.worker import TOKEN, Bench, Entry, Job, Outcome, Post, enter, perform, work
 
 ANSWER_SECONDS = 5.0
 """How long the head of a Ray cluster may take to answer."""
 
 
 class Executor(Protocol):
-    """Some slots, each with one worker that makes one trial at a time."""
+    """Some slots, each with one worker that makes one job at a time."""
 
     slots: int
     died: type[Exception]
@@ -38,8 +33,8 @@ class Executor(Protocol):
         """Put a new worker into a slot, in place of one that died."""
         ...
 
-    def submit(self, slot: int, trial: Trial) -> Future[Outcome]:
-        """Give a trial to the worker in a slot."""
+    def submit(self, slot: int, job: Job) -> Future[Outcome]:
+        """Give a job to the worker in a slot."""
         ...
 
     def interrupt(self) -> None:
@@ -52,19 +47,19 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """One slot, which is this process: a trial is made while it is submitted."""
+    """One slot, which is this process: a job is made while it is submitted."""
 
     slots = 1
     died: type[Exception] = BrokenProcessPool
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
 
     def enter(self, slot: int) -> Future[Entry]:
         return _done(Entry(os.getpid()))
 
-    def submit(self, slot: int, trial: Trial) -> Future[Outcome]:
-        return _done(perform(self._run, trial))
+    def submit(self, slot: int, job: Job) -> Future[Outcome]:
+        return _done(perform(self._bench, job))
 
     def interrupt(self) -> None:
         pass
@@ -93,8 +88,8 @@ class LocalProcesses:
         entry.add_done_callback(lambda done: self._note_process(slot, done))
         return entry
 
-    def submit(self, slot: int, trial: Trial) -> Future[Outcome]:
-        self._busy[slot] = self._pools[slot].submit(work, trial)
+    def submit(self, slot: int, job: Job) -> Future[Outcome]:
+        self._busy[slot] = self._pools[slot].submit(work, job)
         return self._busy[slot]
 
     def interrupt(self) -> None:
@@ -115,7 +110,7 @@ class LocalProcesses:
 class RayActors:
     """Actors of a Ray cluster, as many as it has room for or as are asked for; needs the extra [search].
 
-    `address` is "local" for a cluster of this machine alone that ends with the study, else that of a running one.
+    `address` is "local" for a cluster of this machine alone that ends with the run, else that of a running one.
     """
 
     def __init__(self, post: Post, address: str, slots: int | None, *, gpu: bool) -> None:
@@ -153,8 +148,8 @@ class RayActors:
         future: Future[Entry] = self._actors[slot].enter.remote(self._post).future()
         return future
 
-    def submit(self, slot: int, trial: Trial) -> Future[Outcome]:
-        future: Future[Outcome] = self._actors[slot].work.remote(trial).future()
+    def submit(self, slot: int, job: Job) -> Future[Outcome]:
+        future: Future[Outcome] = self._actors[slot].work.remote(job).future()
         return future
 
     def interrupt(self) -> None:
@@ -172,8 +167,8 @@ class _RayWorker:
     def enter(self, post: Post) -> Entry:
         return enter(post)
 
-    def work(self, trial: Trial) -> Outcome:
-        return work(trial)
+    def work(self, job: Job) -> Outcome:
+        return work(job)
 
 
 def default_slots(threads: int) -> int:
@@ -182,8 +177,8 @@ def default_slots(threads: int) -> int:
 
 
 @contextlib.contextmanager
-def posted(directory: Path, threads: int) -> Iterator[Post]:
-    """Within the block workers of a study may work; at its end they are told to stop, if any is left."""
+def posted(bench: str, directory: Path, threads: int) -> Iterator[Post]:
+    """Within the block workers of a run may work; at its end they are told to stop, if any is left."""
     place = directory.resolve()
     for left in place.glob(f"{TOKEN}*"):  # of a call that was killed, whose workers may still be there
         left.unlink()
@@ -191,7 +186,7 @@ def posted(directory: Path, threads: int) -> Iterator[Post]:
     variables = {name: os.environ[name] for name in ("POSTGRAD_DATA",) if name in os.environ}
     write_atomic(token, "")
     try:
-        yield Post(place, token, threads, Path.cwd(), variables)
+        yield Post(bench, place, token, threads, Path.cwd(), variables)
     finally:
         token.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
 from postgrad.models.weights import is_chainer_snapshot, load_weights
 from postgrad.studies.arms import rehearse
-from postgrad.studies.config import ComparisonConfig
+from postgrad.studies.config import ComparisonConfig, RunConfig
 from postgrad.studies.environment import environment
 from postgrad.studies.run import Run, write_arrays
 from postgrad.studies.seed_run import SeedRun
@@ -44,7 +44,7 @@ def prepare(config: ComparisonConfig) -> Run:
     dataset = load_dataset(
         config.data, data_dir=config.data_dir, limit=config.limit, size=config.size, memory=config.memory
     )
-    own = _own_network(config, dataset)
+    own = own_network(config, dataset)
     early = config.data == "digits" and config.base_accuracy is None and config.epochs is None
     if own is None and early and not config.training_arms():
         config = config.model_copy(update={"base_accuracy": DEMO_ACCURACY})
@@ -89,7 +89,7 @@ def begin(run: Run) -> None:
     run.event("run resumes" if resumes else "run begins", seeds=list(run.config.seeds), data=fingerprint)
 
 
-def _own_network(config: ComparisonConfig, dataset: Dataset) -> nn.Module | None:
+def own_network(config: RunConfig, dataset: Dataset) -> nn.Module | None:
     """The user's trained network; None where only an architecture is named, whose base is then trained."""
     if dataset.train is None or dataset.test is None:
         missing = "training" if dataset.train is None else "test"

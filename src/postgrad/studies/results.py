@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,12 @@ TITLES = {
     "control-same-price": "Same price at inference",
 }
 
+Records = Mapping[str, Mapping[int, ArmRecord]]
+"""Arm -> seed -> what is remembered of it."""
+
+Place = Callable[[int, str], Path]
+"""Where the arm of a seed lies."""
+
 
 def close(run: Run, *, seconds: float, further_metrics: Sequence[str] = (), failures: Sequence[Failure] = ()) -> None:
     """Compare all arms; write results.json, the settings with the step counts that times became, and the report."""
@@ -69,35 +75,46 @@ def collect(
     An arm may lack seeds, which `failures` then explain: it is compared over those that it shares with the other arm.
     Verdicts are about accuracy, and about `further_metrics` of the scorecard.
     """
-    records = _records(run)
-    correct: dict[str, list[np.ndarray | None]] = {}
-    cards: dict[str, list[dict[str, Any] | None]] = {}
-    for arm in records:
-        stored = [_predictions(run, seed, arm) for seed in run.config.seeds]
-        correct[arm] = [None if each is None else each[0].argmax(axis=1) == each[1] for each in stored]
-        found = dict(zip(records[arm], _temperatures(records[arm].values()) or (), strict=False))
-        cards[arm] = [
-            None if each is None else scorecard(*each, temperature=found.get(seed)) | _on_training(records[arm][seed])
-            for seed, each in zip(run.config.seeds, stored, strict=True)
-        ]
-    further = {
-        metric: {arm: [None if card is None else card[metric]["mean"] for card in cards[arm]] for arm in cards}
-        for metric in further_metrics
-    }
-    _write_curves(run, list(records))
+    records, seeds = _records(run), run.config.seeds
+    arms, found = compared(records, seeds, run.arm_directory, further_metrics=further_metrics)
+    write_curves(run.directory, list(records), seeds, run.arm_directory)
     return Results(
         version=1,
         command=run.config.command(),
         data=_data(run),
-        seeds=list(run.config.seeds),
-        arms=[_arm(list(of_arm.values()), [card for card in cards[arm] if card]) for arm, of_arm in records.items()],
-        verdicts=[Verdict(**entry) for entry in verdicts(correct, _comparisons(records), metrics=further)],
-        recommended=_recommended(run, records),
+        seeds=list(seeds),
+        arms=arms,
+        verdicts=found,
+        recommended=recommended(records, seeds),
         started=(started - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         notes=run.notes,
         warnings=run.warnings,
         failures=list(failures),
+    )
+
+
+def compared(
+    records: Records, seeds: Sequence[int], place: Place, *, further_metrics: Sequence[str] = ()
+) -> tuple[list[Arm], list[Verdict]]:
+    """The arms as results.json has them, scored by the test predictions that lie in their folders, and the verdicts."""
+    correct: dict[str, list[np.ndarray | None]] = {}
+    cards: dict[str, list[dict[str, Any] | None]] = {}
+    for arm in records:
+        stored = [_predictions(place(seed, arm)) for seed in seeds]
+        correct[arm] = [None if each is None else each[0].argmax(axis=1) == each[1] for each in stored]
+        found = dict(zip(records[arm], _temperatures(records[arm].values()) or (), strict=False))
+        cards[arm] = [
+            None if each is None else scorecard(*each, temperature=found.get(seed)) | _on_training(records[arm][seed])
+            for seed, each in zip(seeds, stored, strict=True)
+        ]
+    further = {
+        metric: {arm: [None if card is None else card[metric]["mean"] for card in cards[arm]] for arm in cards}
+        for metric in further_metrics
+    }
+    return (
+        [_arm(list(of_arm.values()), [card for card in cards[arm] if card]) for arm, of_arm in records.items()],
+        [Verdict(**entry) for entry in verdicts(correct, _comparisons(records), metrics=further)],
     )
 
 
@@ -107,9 +124,9 @@ def _temperatures(records: Iterable[ArmRecord]) -> list[float] | None:
     return None if None in found else [each for each in found if each is not None]
 
 
-def _recommended(run: Run, records: Mapping[str, Mapping[int, ArmRecord]]) -> str | None:
+def recommended(records: Records, seeds: Sequence[int]) -> str | None:
     """The arm with the best mean validation accuracy, among those that no seed lacks."""
-    complete = {arm: of_arm.values() for arm, of_arm in records.items() if len(of_arm) == len(run.config.seeds)}
+    complete = {arm: of_arm.values() for arm, of_arm in records.items() if len(of_arm) == len(seeds)}
     if not complete:
         return None
     return max(complete, key=lambda arm: statistics.fmean(r.validation_accuracy for r in complete[arm]))
@@ -125,9 +142,8 @@ def _records(run: Run) -> dict[str, dict[int, ArmRecord]]:
     return records
 
 
-def _predictions(run: Run, seed: int, arm: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _predictions(directory: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The stored probabilities and labels of the test images, None for a seed that the arm failed at."""
-    directory = run.arm_directory(seed, arm)
     if ArmRecord.read(directory) is None:  # predictions are written before an arm is finished
         return None
     with np.load(directory / "test_predictions.npz") as stored:
@@ -142,7 +158,7 @@ def _on_training(record: ArmRecord) -> dict[str, Any]:
     return {"train_accuracy": metric([share], proportion_interval(round(share * n), n), "images")}
 
 
-def _comparisons(records: Mapping[str, Mapping[int, ArmRecord]]) -> dict[str, list[str]]:
+def _comparisons(records: Records) -> dict[str, list[str]]:
     """What each method is compared with: the base and its own controls, or what a training's settings say."""
     kinds = {arm: next(iter(of_arm.values())) for arm, of_arm in records.items()}
     return {
@@ -174,15 +190,20 @@ def _arm(records: list[ArmRecord], cards: list[dict[str, Any]]) -> Arm:
 
 
 def _title(record: ArmRecord) -> str:
-    """A plain name; an arm whose name is neither its method's nor a control's own keeps it."""
+    """A plain name: its own, its method's or its control's; an arm that has none keeps the name of its folder."""
     if record.method == record.name:
         return get_method(record.method).title.partition(":")[0]
-    return TITLES.get(record.name, record.name)
+    return record.title or TITLES.get(record.name, record.name)
 
 
 def _cost(records: list[ArmRecord]) -> Cost:
-    def mean(values: list[float]) -> float:
-        return round(statistics.fmean(values), 4)
+    def mean(values: Sequence[float | None]) -> float | None:
+        """None where one was not measured."""
+        measured = [value for value in values if value is not None]
+        return round(statistics.fmean(measured), 4) if len(measured) == len(values) else None
+
+    def of_prediction(name: str) -> float | None:
+        return mean([record.cost.get(name) for record in records])
 
     return Cost(
         train_cpu_seconds=mean([record.cpu_seconds for record in records]),
@@ -190,8 +211,10 @@ def _cost(records: list[ArmRecord]) -> Cost:
         train_seconds=mean([record.seconds for record in records]),
         peak_memory_mb=mean([record.peak_memory_mb for record in records]),
         parameters=round(statistics.fmean(record.cost["parameters"] for record in records)),
-        inference_ms_per_image=mean([record.cost["inference_ms_per_image"] for record in records]),
-        inference_passes=mean([record.cost["inference_passes"] for record in records]),
+        inference_ms_per_image=of_prediction("inference_ms_per_image"),
+        inference_passes=of_prediction("inference_passes"),
+        multiply_adds=of_prediction("multiply_adds"),
+        lineage_multiply_adds=mean([record.lineage_multiply_adds for record in records]),
     )
 
 
@@ -214,12 +237,12 @@ def _data(run: Run) -> Data:
     )
 
 
-def _write_curves(run: Run, arms: list[str]) -> None:
-    """metrics.csv of the run: the learning curves of all arms and seeds in one table."""
+def write_curves(directory: Path, arms: Sequence[str], seeds: Sequence[int], place: Place) -> None:
+    """metrics.csv of a run: the learning curves of all arms and seeds in one table."""
     rows = []
-    for seed in run.config.seeds:
+    for seed in seeds:
         for arm in arms:
-            file = run.arm_directory(seed, arm) / "metrics.csv"
+            file = place(seed, arm) / "metrics.csv"
             if file.exists():
                 with open(file, newline="", encoding="utf-8") as lines:
                     rows += [{"seed": seed, "arm": arm, **row} for row in csv.DictReader(lines)]
@@ -228,4 +251,4 @@ def _write_curves(run: Run, arms: list[str]) -> None:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomic(run.directory / "metrics.csv", text.getvalue())
+    write_atomic(directory / "metrics.csv", text.getvalue())

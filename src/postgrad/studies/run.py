@@ -108,7 +108,7 @@ class ArmRecord:
     cpu_seconds: float
     total_cpu_seconds: float
     seconds: float
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     validation_accuracy: float
     cost: dict[str, Any]
     steps: dict[str, int] = field(default_factory=dict)
@@ -127,6 +127,10 @@ class ArmRecord:
     """Of such a training: the accuracy on images that it was trained on, and on how many of them."""
     temperature: float | None = None
     """As its validation images have it; None where all of them are right, or none was held back."""
+    title: str | None = None
+    """A plain name for people, where the arm has one of its own."""
+    lineage_multiply_adds: float | None = None
+    """In a search: multiply-adds of all the training that the arm stands on, its own included."""
     augmented_accuracy: float | None = None
     """Of a base, on the test images augmented as in training, where the settings ask for it."""
 
@@ -141,7 +145,7 @@ class ArmRecord:
         return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
-def write_event(directory: Path, name: str, **content: Any) -> None:
+def write_event(directory: Path, name: str, /, **content: Any) -> None:
     """Append one line to the events.jsonl of a run directory."""
     line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **content}
     path = directory / EVENTS

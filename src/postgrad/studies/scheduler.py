@@ -1,4 +1,4 @@
-"""Which trial runs next, and where: those whose needs are finished; a failure touches only those that need it."""
+"""Which job runs next, and where. Of a study's trials: one whose needs are finished; failures touch what needs them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,66 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from postgrad.errors import DiskError, UserError
 from postgrad.studies.executors import Executor
 from postgrad.studies.trials import Trial
-from postgrad.studies.worker import Entry, Outcome
+from postgrad.studies.worker import Entry, Job, Outcome
 
 ATTEMPTS = 3
-"""How often a trial is begun whose worker dies."""
+"""How often a job is begun whose worker dies, or has too little memory."""
 
 PATIENCE_SECONDS = 30.0
 """How long interrupted workers get to end their step and to keep their state."""
 
 Event = Callable[..., None]
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 @dataclass
-class Running:
-    """A trial at work: since when, and since when both it and its slot had been free."""
+class Running(Generic[AnyJob]):
+    """A job at work: since when, and since when both it and its slot had been free."""
 
-    trial: Trial
+    trial: AnyJob
     began: float
     available: float
+
+
+class JobBoard(Protocol[AnyJob]):
+    """Which jobs there are: the loop asks for the next one whenever a slot is free, and tells how each ends."""
+
+    running: dict[int, Running[AnyJob]]
+
+    def at_once(self, slots: int) -> int:
+        """How many of so many workers may have something to do; 0 where all is over."""
+        ...
+
+    def next_ready(self) -> AnyJob | None:
+        """The job to begin now; None while there is none, which is asked again when one of those at work has ended."""
+        ...
+
+    def begin(self, slot: int, job: AnyJob, /, *, free_since: float) -> None: ...
+
+    def finish(self, slot: int, outcome: Outcome, /) -> Running[AnyJob]:
+        """The job in a slot is done."""
+        ...
+
+    def refuse(self, slot: int, outcome: Outcome, /) -> Running[AnyJob]:
+        """There was nothing to make of the job in a slot."""
+        ...
+
+    def fail(self, slot: int, reason: str, /) -> Running[AnyJob]:
+        """The job in a slot failed."""
+        ...
+
+    def lose(self, slot: int, /) -> tuple[Running[AnyJob], int]:
+        """The worker in a slot died, or had too little memory; the job waits again. How often that was so."""
+        ...
+
+    def give_up(self, job: AnyJob, reason: str, /) -> None:
+        """A job that was lost is not tried again."""
+        ...
 
 
 @dataclass
@@ -38,13 +75,16 @@ class Board:
     trials: list[Trial]
     finished: dict[Trial, float] = field(default_factory=dict)
     failed: dict[Trial, str] = field(default_factory=dict)
-    running: dict[int, Running] = field(default_factory=dict)
+    running: dict[int, Running[Trial]] = field(default_factory=dict)
     _ready_since: dict[Trial, float] = field(default_factory=dict)
     _losses: dict[Trial, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._chains = {trial: self._chain(trial) for trial in self.trials}
         self._find_ready()
+
+    def at_once(self, slots: int) -> int:
+        return min(slots, len(self.waiting()))
 
     def waiting(self) -> list[Trial]:
         """Trials that are neither over nor at work."""
@@ -60,21 +100,22 @@ class Board:
         available = max(free_since, self._ready_since[trial])
         self.running[slot] = Running(trial, time.monotonic(), available)
 
-    def finish(self, slot: int, seconds: float) -> Running:
-        """The trial in a slot is done."""
+    def finish(self, slot: int, outcome: Outcome) -> Running[Trial]:
         running = self.running.pop(slot)
-        self.finished[running.trial] = seconds
+        self.finished[running.trial] = outcome.seconds
         self._find_ready()
         return running
 
-    def fail(self, slot: int, reason: str) -> Running:
+    def refuse(self, slot: int, outcome: Outcome) -> Running[Trial]:
+        return self.fail(slot, outcome.reason)
+
+    def fail(self, slot: int, reason: str) -> Running[Trial]:
         """The trial in a slot failed, and with it all that need it."""
         running = self.running.pop(slot)
         self.give_up(running.trial, reason)
         return running
 
-    def lose(self, slot: int) -> tuple[Running, int]:
-        """The worker in a slot died; the trial waits again. Returns it and how often this has happened to it."""
+    def lose(self, slot: int) -> tuple[Running[Trial], int]:
         running = self.running.pop(slot)
         self._losses[running.trial] = self._losses.get(running.trial, 0) + 1
         return running, self._losses[running.trial]
@@ -98,11 +139,11 @@ class Board:
         return 1 + max((self._chain(other) for other in self._dependents(trial)), default=0)
 
 
-def run_trials(board: Board, executor: Executor, event: Event) -> None:
-    """Make all trials of the board that can be made.
+def run_trials(board: JobBoard[Any], executor: Executor, event: Event) -> None:
+    """Make all jobs of the board that can be made.
 
-    A trial whose worker dies is begun again, twice at most. An interruption (`KeyboardInterrupt`) and a full disk
-    (`DiskError`) end it all, after every busy worker has kept its state.
+    A job whose worker dies, or has too little memory, is begun again, twice at most. An interruption
+    (`KeyboardInterrupt`) and a full disk (`DiskError`) end it all, after every busy worker has kept its state.
     """
     futures: dict[Future[Any], int] = {}
     try:
@@ -119,7 +160,7 @@ def run_trials(board: Board, executor: Executor, event: Event) -> None:
 class _Shift:
     """The loop over what workers report."""
 
-    board: Board
+    board: JobBoard[Any]
     executor: Executor
     event: Event
     futures: dict[Future[Any], int]
@@ -127,9 +168,9 @@ class _Shift:
     deaths: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> None:
-        for slot in range(min(self.executor.slots, len(self.board.waiting()))):
+        for slot in range(self.board.at_once(self.executor.slots)):
             self._enter(slot)
-        while self.board.running or self.board.waiting():
+        while self.board.running or self.board.at_once(1):
             self._hand_out()
             done, _ = wait(self.futures, return_when=FIRST_COMPLETED)
             self._take_in(done)
@@ -139,12 +180,12 @@ class _Shift:
 
     def _hand_out(self) -> None:
         for slot in sorted(self.free):
-            trial = self.board.next_ready()
-            if trial is None:
+            job = self.board.next_ready()
+            if job is None:
                 return
-            self.board.begin(slot, trial, free_since=self.free.pop(slot))
-            self.event("trial begins", arm=trial.arm, seed=trial.seed, slot=slot)
-            self.futures[self.executor.submit(slot, trial)] = slot
+            self.board.begin(slot, job, free_since=self.free.pop(slot))
+            self.event("trial begins", **job.label, slot=slot)
+            self.futures[self.executor.submit(slot, job)] = slot
 
     def _take_in(self, done: Iterable[Future[Any]]) -> None:
         for future in done:
@@ -171,30 +212,34 @@ class _Shift:
         if outcome.ended == "disk":
             raise DiskError(outcome.reason)
         now = self.free[slot] = time.monotonic()
-        if outcome.ended == "done":
-            running = self.board.finish(slot, outcome.seconds)
-            said = {}
-        else:
+        if outcome.ended == "memory":
+            self._lose(slot, "out of memory", f"{outcome.reason}, {ATTEMPTS} times", reason=outcome.reason)
+            return
+        if outcome.ended == "failed":
             running = self.board.fail(slot, outcome.reason)
-            said = {"reason": outcome.reason}
+        else:
+            running = (self.board.finish if outcome.ended == "done" else self.board.refuse)(slot, outcome)
+        said = {} if outcome.ended == "done" else {"reason": outcome.reason}
         self.event(
-            "trial fails" if said else "trial ends",
-            arm=running.trial.arm,
-            seed=running.trial.seed,
+            {"done": "trial ends", "failed": "trial fails", "refused": "refused"}[outcome.ended],
+            **running.trial.label,
             slot=slot,
             seconds=round(outcome.seconds, 4),
             held=round(now - running.available, 4),
             **said,
         )
 
+    def _lose(self, slot: int, event: str, why: str, **said: str) -> None:
+        """What the job in a slot took away with it: the worker, or the memory."""
+        running, losses = self.board.lose(slot)
+        self.event(event, **running.trial.label, slot=slot, **said)
+        if losses == ATTEMPTS:
+            self.board.give_up(running.trial, why)
+
     def _replace(self, slot: int) -> None:
-        """A worker died: of its trial's doing, or before it had one."""
+        """A worker died: of its job's doing, or before it had one."""
         if slot in self.board.running:
-            running, losses = self.board.lose(slot)
-            trial = running.trial
-            self.event("worker dies", arm=trial.arm, seed=trial.seed, slot=slot)
-            if losses == ATTEMPTS:
-                self.board.give_up(trial, f"its process died {losses} times (killed, or out of memory)")
+            self._lose(slot, "worker dies", f"its process died {ATTEMPTS} times (killed, or out of memory)")
         else:
             self.deaths[slot] = self.deaths.get(slot, 0) + 1
             if self.deaths[slot] == ATTEMPTS:

@@ -14,11 +14,11 @@ from types import FrameType
 from postgrad.errors import UserError
 from postgrad.files import locked
 from postgrad.reports.schema import Failure
+from postgrad.studies.bench import StudyBench, prepare_study
 from postgrad.studies.display import shown
 from postgrad.studies.executors import Executor, InProcess, LocalProcesses, RayActors, check_ray, default_slots, posted
-from postgrad.studies.extras import check_names, load_extras
 from postgrad.studies.overhead import scheduling_overhead
-from postgrad.studies.prepare import begin, claim_directory, prepare
+from postgrad.studies.prepare import begin, claim_directory
 from postgrad.studies.results import close
 from postgrad.studies.run import ArmRecord, Run, resumable
 from postgrad.studies.scheduler import Board, run_trials
@@ -68,14 +68,6 @@ def study(config: StudyConfig, *, workers: int | None = None, ray: str | None = 
     return Study(run.directory, failures)
 
 
-def prepare_study(config: StudyConfig) -> Run:
-    """What all trials of a study share in one process: the run, and what its arms are scored on beside the data."""
-    check_names(config)
-    run = prepare(config)
-    run.extras = load_extras(config, run.dataset)
-    return run
-
-
 def _board(run: Run) -> Board:
     """All trials, those that an earlier call finished among them."""
     todo = trials(run.config)
@@ -88,10 +80,10 @@ def _make(run: Run, board: Board, workers: int | None, ray: str | None) -> None:
         return
     threads = run.config.threads
     assert threads is not None
-    with posted(run.directory, threads) as post:
+    with posted("study", run.directory, threads) as post:
         executor: Executor
         if workers == 0:
-            executor = InProcess(run)
+            executor = InProcess(StudyBench(run))
         elif ray is not None:
             executor = RayActors(post, ray, workers, gpu=run.device.type == "cuda")
         else:

@@ -36,6 +36,11 @@ class Trial:
     """The seed whose learning rate it takes; None where it finds one itself."""
 
     @property
+    def label(self) -> dict[str, Any]:
+        """What events say of it."""
+        return {"arm": self.arm, "seed": self.seed}
+
+    @property
     def stands_on(self) -> set[tuple[int, str]]:
         """The (seed, arm) that must be finished before it."""
         of_seed = {(self.seed, arm) for arm in self.needs}

@@ -26,7 +26,7 @@ def learning_curve(directory: Path | None, rows: Sequence[Row]) -> Iterator[Call
     with disk_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
         file = open(path, "w", newline="", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by the `with` below)
-    with file, _events(directory, purge_from=int(rows[-1]["step"]) + 1 if rows else 0) as write_events:
+    with file, event_file(directory, purge_from=int(rows[-1]["step"]) + 1 if rows else 0) as write_events:
 
         def write_csv(row: Row) -> None:
             with disk_errors(path):
@@ -44,7 +44,11 @@ def learning_curve(directory: Path | None, rows: Sequence[Row]) -> Iterator[Call
 
 
 @contextlib.contextmanager
-def _events(directory: Path, purge_from: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+def event_file(directory: Path, purge_from: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Give a function that writes the figures of a step into TensorBoard's event file, or nothing without it.
+
+    Of an earlier file in the directory, what it holds from the step `purge_from` on counts no more.
+    """
     if importlib.util.find_spec("tensorboard") is None:
         yield lambda row: None
         return

@@ -24,6 +24,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Cost], float | None], Callable[[float | Non
     ("Per image", lambda cost: cost.inference_ms_per_image, words.milliseconds),
     ("Passes", lambda cost: cost.inference_passes, words.count),
     ("Multiply-adds", lambda cost: cost.multiply_adds, words.large),
+    ("Training, lineage", lambda cost: cost.lineage_multiply_adds, words.large),
     ("One image alone", lambda cost: cost.latency_ms_1, words.milliseconds),
     ("A batch of 256", lambda cost: cost.latency_ms_256, words.milliseconds),
     ("Memory of a batch", lambda cost: cost.inference_memory_mb, words.megabytes),
