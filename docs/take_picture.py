@@ -1,25 +1,31 @@
-"""Take the picture of a report that the README shows.
+"""Take the pictures of reports that the documentation shows.
 
-    python docs/take_picture.py runs/demo
+    python docs/take_picture.py runs/demo                   # the top, which the README shows
+    python docs/take_picture.py runs/search-cifar10 lineage # the tree of a mutation search
 
 Needs playwright (in the extra `dev`) and a Chromium on the system.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-PICTURE = Path(__file__).resolve().parent / "images" / "demo-report.png"
+IMAGES = Path(__file__).resolve().parent / "images"
+PICTURE, LINEAGE = IMAGES / "demo-report.png", IMAGES / "search-lineage.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1100, 900
 
 
-def take_picture(report: Path, picture: Path = PICTURE) -> None:
-    """Write the top of a report, down to the end of its table of arms, as a PNG of twice the size."""
+@contextlib.contextmanager
+def opened(report: Path) -> Iterator[Any]:
+    """The page of a report, at twice its size."""
     browser_path = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser_path is None:
         sys.exit(f"take_picture: needs one of {', '.join(BROWSERS)} on the system")
@@ -27,15 +33,28 @@ def take_picture(report: Path, picture: Path = PICTURE) -> None:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=2)
         page.goto(report.resolve().as_uri())
+        yield page
+        browser.close()
+
+
+def take_picture(report: Path, picture: Path = PICTURE) -> None:
+    """Write the top of a report, down to the end of its table of arms, as a PNG."""
+    with opened(report) as page:
         bottom = page.locator("main table").first.bounding_box()
         assert bottom is not None
         height = bottom["y"] + bottom["height"] + 16
         picture.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
-        browser.close()
+
+
+def take_lineage(report: Path, picture: Path = LINEAGE) -> None:
+    """Write the tree of a mutation search as a PNG."""
+    with opened(report) as page:
+        page.locator("section[aria-labelledby=lineage] .tree").screenshot(path=picture)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    taken = {(): take_picture, ("lineage",): take_lineage}.get(tuple(sys.argv[2:]))
+    if len(sys.argv) < 2 or taken is None:
         sys.exit(__doc__)
-    take_picture(Path(sys.argv[1]) / "report.html")
+    taken(Path(sys.argv[1]) / "report.html")

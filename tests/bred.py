@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -37,6 +38,12 @@ def parent_of(model: nn.Module, images: torch.Tensor = IMAGES, **limits: Any) ->
     """The network as a mutation sees it, with weights that are not those of a fresh one."""
     awake(model)
     return Parent(model, images, architecture_of(model, images), Limits(**limits))
+
+
+@functools.cache
+def parent(base: str) -> Parent:
+    """One of the bases as a mutation sees it, analysed once for all tests; they leave it as it is."""
+    return parent_of(BASES[base]())
 
 
 def individual(number: int = 0, accuracy: float = 0.5, **fields: Any) -> Individual:

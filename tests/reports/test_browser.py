@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_lineage import made_up_lineage
 from made_up_study import write_study
 
 from postgrad.reports.comparison import compare
@@ -77,9 +78,9 @@ def test_shows_the_numbers_without_errors_or_network(browser: Any, make_run) -> 
 
 
 @pytest.mark.parametrize("width", [320, 360, 390, 768, 1280])
-@pytest.mark.parametrize("kind", ["run", "study"])
+@pytest.mark.parametrize("kind", ["run", "study", "search"])
 def test_never_scrolls_sideways(browser: Any, make_run, large: Path, width: int, kind: str) -> None:
-    run = make_run(seeds=3) if kind == "run" else large
+    run = large if kind == "study" else make_run(seeds=3, lineage=made_up_lineage(90) if kind == "search" else [])
     page, _, _ = opened(browser, run, viewport={"width": width, "height": 800})
     page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -104,7 +105,8 @@ def test_is_light_on_paper(browser: Any, make_run) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_against_its_background(browser: Any, make_run, scheme: str) -> None:
-    page, _, _ = opened(browser, make_run(warnings=["A warning."]), color_scheme=scheme)
+    run = make_run(warnings=["A warning."], lineage=made_up_lineage(30))
+    page, _, _ = opened(browser, run, color_scheme=scheme)
     low = page.evaluate(CONTRAST)
     assert low == []
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_lineage import made_up_lineage
 
@@ -33,11 +33,12 @@ def descendants(nodes: list[LineageNode], parents: list[int]) -> list[LineageNod
     return changed
 
 
-trees = st.lists(st.integers(0, 1000), max_size=25).map(
-    lambda parents: descendants(nodes_of(40, seed=1), parents)  # any tree has some such list
-)
+MADE_UP = nodes_of(30, seed=1)
+trees = st.lists(st.integers(0, 1000), max_size=20).map(lambda parents: descendants(MADE_UP, parents))
+"""Any tree has some such list of parents."""
 
 
+@settings(max_examples=40)
 @given(trees)
 def test_no_two_networks_share_a_place_and_parents_stand_among_their_children(nodes: list[LineageNode]) -> None:
     at = drawing.places(nodes)
@@ -50,6 +51,7 @@ def test_no_two_networks_share_a_place_and_parents_stand_among_their_children(no
             assert at[node.name].generation == at[node.parent].generation + 1
 
 
+@settings(max_examples=40)
 @given(trees)
 def test_a_row_is_free_to_the_right_of_a_network_without_children(nodes: list[LineageNode]) -> None:
     at = drawing.places(nodes)
@@ -58,6 +60,7 @@ def test_a_row_is_free_to_the_right_of_a_network_without_children(nodes: list[Li
         assert not [other for other in at.values() if other.generation > leaf.generation and other.row == leaf.row]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_colours_rise_with_the_accuracy_and_reach_both_ends(accuracies: list[float]) -> None:
     first = nodes_of(0)[0]

@@ -11,7 +11,9 @@ import pytest
 
 from postgrad.search.config import SearchConfig
 from postgrad.search.context import Context
+from postgrad.search.controls import control_jobs
 from postgrad.search.individual import Architecture, Genes, Individual
+from postgrad.search.jobs import Base, Child
 
 SMALL3 = f"{Path(__file__).parents[2] / 'recipes' / 'networks.py'}:small3"
 
@@ -67,3 +69,33 @@ def individual() -> Callable[..., Individual]:
         return dataclasses.replace(made, **changes)
 
     return make
+
+
+@dataclasses.dataclass(frozen=True)
+class Bred:
+    """A base, its child and its grandchild, which counts as the winner, and the controls of that."""
+
+    context: Context
+    path: tuple[Individual, ...]
+    batch: int = 32
+
+    @property
+    def winner(self) -> Individual:
+        return self.path[-1]
+
+
+@pytest.fixture(scope="session")
+def bred(tmp_path_factory: pytest.TempPathFactory) -> Bred:
+    """Made once; whoever changes its folder puts it back."""
+    directory = tmp_path_factory.mktemp("bred")
+    training = {"steps": 6, "batch_size": Bred.batch}
+    config = _tiny(training=training, base_epochs=0.5, preset="uniform", mutations=("deeper", "kernel"))
+    context = Context.of(config, directory)
+    names = [Base().make(context)]
+    for number, mutation in ((1, "deeper"), (2, "kernel")):
+        parent = context.individual(names[-1])
+        names.append(Child(number, parent.name, mutation, parent.genes, seed=number).make(context))
+    made = Bred(context, tuple(map(context.individual, names)))
+    for job in control_jobs(made.winner):
+        job.make(context)
+    return made

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bred import BASES, IMAGES, parent_of, three
+from bred import parent as shared
 from networks_to_grow import mlp
 from scipy.stats import kstest
 from torch import nn
@@ -35,7 +36,7 @@ APPROXIMATE = {"pool"}
 
 @pytest.fixture(scope="module")
 def parents() -> dict[str, Parent]:
-    return {name: parent_of(base()) for name, base in BASES.items()}
+    return {name: shared(name) for name in BASES}
 
 
 @pytest.fixture
@@ -168,11 +169,12 @@ def test_an_unknown_mutation_is_told_with_the_nearest() -> None:
         mutation_named("deper")
 
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "search-own-mutation.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "search.md"
 
 
 def example_of_the_page() -> str:
-    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[0]
+    section = PAGE.read_text(encoding="utf-8").partition("## Your own mutation\n")[2]
+    return re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[0]
 
 
 @pytest.mark.usefixtures("no_more")

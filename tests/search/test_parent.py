@@ -6,6 +6,7 @@ import pytest
 import torch
 from bred import BASES, IMAGES, parent_of, three
 from networks_to_grow import Residual, Squeeze, mlp
+from small_nets import Plain
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,6 +60,16 @@ def test_an_image_of_an_odd_side_is_halved_as_often_as_it_is() -> None:
     assert architecture_of(Squeeze().eval(), IMAGES).pools == 0  # it squeezes all of the image, and works on that
 
 
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_a_batch_of_any_size_and_memory_order_is_looked_at(form: torch.memory_format) -> None:
+    model = Plain().eval().to(memory_format=form)
+    for count in (1, 3):
+        images = torch.randn(count, 3, 16, 20)[:, :, :, 2:18].contiguous(memory_format=form)
+        assert architecture_of(model, images) == Architecture(depth=4, pools=1, side=16)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert halvings(model, images[:, :, :, ::2]) == 1  # of 16 × 8 pixels, 8 × 4 are left
+
+
 @pytest.mark.parametrize(("side", "most"), [(32, 3), (28, 2), (24, 2), (16, 2), (8, 1), (7, 0), (4, 0), (2, 0)])
 def test_poolings_leave_four_pixels(side: int, most: int) -> None:
     assert most_poolings(Architecture(depth=3, pools=0, side=side)) == most
@@ -105,6 +116,23 @@ def test_a_network_is_looked_at_without_a_trace(name: str) -> None:
     assert parent.graph is parent.graph  # analysed once
     assert all(torch.equal(tensor, before[name]) for name, tensor in parent.model.state_dict().items())
     assert hooks == [len(each._forward_hooks) + len(each._forward_pre_hooks) for each in parent.model.modules()]
+
+
+def test_a_network_in_training_keeps_its_mode_and_statistics() -> None:
+    model = Plain()
+    parent = parent_of(model)
+    model.train()
+    model.n1.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    chance = torch.get_rng_state()  # dropout would draw from it
+    assert architecture_of(model, IMAGES) == parent.architecture
+    assert parent.sites
+    assert model.training
+    assert not model.n1.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), chance)
+    model(IMAGES)  # negative control
+    assert not torch.equal(model.n0.running_mean, before["n0.running_mean"])
 
 
 def test_widths_are_those_that_can_grow_each_once() -> None:

@@ -27,7 +27,7 @@ from postgrad.search.context import POPULATION, Context, Trained
 from postgrad.search.curves import joined
 from postgrad.search.fresh import drawn_anew
 from postgrad.search.individual import Genes, Individual
-from postgrad.search.jobs import TRAINING, Child, described
+from postgrad.search.jobs import TRAINING, Child, SearchJob, described
 from postgrad.search.population import mutate_genes
 from postgrad.search.presets import PRESETS
 from postgrad.search.stacking import grow_evenly
@@ -125,10 +125,10 @@ class Control:
         return self.name
 
 
-def control_jobs(winner: Individual) -> list[Control]:
+def control_jobs(winner: Individual) -> list[SearchJob]:
     """The controls of a search that found something; none where the base itself is the best.
 
-    >>> [job.name for job in control_jobs(winner)]
+    >>> [job.folder for job in control_jobs(winner)]
     ['control-finetune', 'control-from-scratch', 'control-random', 'control-stacking']
     """
     return [] if winner.parent is None else [Control(name, winner.name) for name in CONTROLS]

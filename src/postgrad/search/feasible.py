@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,8 @@ def check_feasible(parent: Parent, operations: Sequence[Operation]) -> Plan:
 
     Decided on the axis graph and on how one image passes the network: nothing is grown or trained. What it lets pass
     may still be refused by the operator, which proves what it does. Names of modules are those that the parent has.
-    Raises `UserError` for an option that an operator does not take.
+    Parameters are exact, but for a gate or two that may not be needed, and for layers that are widened after something
+    was put behind them: there they are the most that it can be.
     """
     plan = Plan(parent, depth=parent.architecture.depth)
     for operation in operations:
@@ -176,11 +178,12 @@ def _features(plan: Plan, where: Place) -> Dim:
 
 
 def _put(plan: Plan, block: str, dim: Dim, options: Mapping[str, Any], layers: int) -> None:
-    plan.more.append(lambda: _weights(block, {"features": plan.size(dim), **options}))
+    plan.more.append(lambda: _weights(block, features=plan.size(dim), **options))
     plan.depth += layers
 
 
-def _weights(block: str, options: Mapping[str, Any]) -> int:
+@functools.cache
+def _weights(block: str, **options: Any) -> int:
     with torch.device("meta"):
         return _total(BLOCKS[block](**options))
 

@@ -158,8 +158,8 @@ def architecture_of(model: nn.Module, example: Tensor) -> Architecture:
     >>> architecture_of(create_model("seed-cnn", num_classes=10), torch.zeros(1, 3, 24, 24))
     Architecture(depth=3, pools=2, side=24)
 
-    Poolings and strided convolutions both halve, whether they are modules or not; what pools all of an image does not
-    count.
+    Poolings and strided convolutions both halve, whether they are modules or not; adaptive pooling and what pools all
+    of an image do not count.
     """
     depth = sum(isinstance(each, LAYERS) for each in model.modules())
     side = min(example.shape[-2:])
@@ -183,12 +183,23 @@ def halvings(model: nn.Module, example: Tensor, pooled: Sequence[str] = ()) -> i
 
     Raises what the network raises where a layer does not take the smaller image.
     """
-    with contextlib.ExitStack() as hooks, torch.no_grad(), _Sides() as sides:
+    with contextlib.ExitStack() as hooks, _Sides() as sides:
         for name in pooled:
             hook = model.get_submodule(name).register_forward_hook(_pool)
             hooks.callback(hook.remove)
-        model(example[:1])
+        _look(model, example)
     return math.floor(math.log2(min(example.shape[-2:]) / sides.least)) if sides.least else 0
+
+
+@torch.no_grad()
+def _look(model: nn.Module, example: Tensor) -> None:
+    """Run the network on one image in evaluation mode; its statistics and modes stay as they are."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()(example[:1])
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _pool(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
@@ -231,8 +242,8 @@ def _runs(model: nn.Module, example: Tensor) -> list[Site]:
         fits = isinstance(output, Tensor) and output.is_floating_point() and 2 <= output.dim() <= 4
         seen.setdefault(name, []).append(Site(name, tuple(output.shape), begun, done) if fits else None)
 
-    with _hooked(model, begin, finish), torch.no_grad():
-        model(example[:1])
+    with _hooked(model, begin, finish):
+        _look(model, example)
     once = [sites[0] for sites in seen.values() if len(sites) == 1]
     return [site for site in once if site is not None]
 

@@ -19,10 +19,11 @@ from postgrad.reports.html import render
 from postgrad.reports.schema import Data, Failure, Results, write_results
 from postgrad.reports.words import large
 from postgrad.search.context import Context
-from postgrad.search.controls import CURVE, Control, ancestors, control_jobs
+from postgrad.search.controls import CURVE, ancestors, control_jobs
 from postgrad.search.curves import joined
 from postgrad.search.events import read_events
 from postgrad.search.individual import Individual
+from postgrad.search.jobs import SearchJob
 from postgrad.search.lineage import lineage, winner_of, write_lineage
 from postgrad.studies.prepare import EXAMPLES
 from postgrad.studies.results import compared, recommended, write_curves
@@ -40,7 +41,7 @@ TITLES = {
 }
 """The arms of a search, in their order."""
 
-Make = Callable[[Sequence[Control]], Mapping[Control, str]]
+Make = Callable[[Sequence[SearchJob]], Mapping[Any, str]]
 """Makes jobs on the workers of the search; gives those that failed, and why."""
 
 
@@ -188,11 +189,11 @@ def _notes(context: Context, finished: Sequence[Individual], winner: Individual)
     ]
     if winner.parent is None:
         return [*notes, "no network was more accurate than the base, so there are no controls"]
+    own = large(winner.lineage_multiply_adds)
     return [
         *notes,
-        f"each control took as many multiply-adds of training as the winner's lineage, {large(winner.lineage_multiply_adds)}; "
-        f"the {len(finished) - 1} networks of the search took {large(together)} together, which no control was given and "
-        "which its time of fitting is that of",
+        f"each control was trained for as many multiply-adds as the winner's lineage, {own}; all {len(finished)} "
+        f"networks of the search took {large(together)}, and the time of its fitting is that of all of them",
     ]
 
 
