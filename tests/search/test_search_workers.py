@@ -22,6 +22,7 @@ from postgrad.search.jobs import individuals
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its children's files open
@@ -37,7 +38,7 @@ from postgrad.search.mutations import MUTATIONS, mutation
 
 @mutation("greedy")
 def greedy(parent, draw):
-    \"\"\"Deeper; in whichever process takes it first, as a process that has no more memory, or is killed for that.\"\"\"
+    # As a process that is killed for its memory, once, or that is always told there is no more.
     once = Path(__file__).with_name("once")
     if HOW == "memory" or not once.exists():
         once.touch()
@@ -51,7 +52,7 @@ def greedy(parent, draw):
 @pytest.fixture(scope="module")
 def recipe(tiny: Callable[..., SearchConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and some children, each long enough to be disturbed."""
-    config = tiny(individuals=CHILDREN, base_epochs=4, training={"epochs": 40})
+    config = tiny(individuals=CHILDREN, base_epochs=4, training={"epochs": 20})
     settings = yaml.safe_load(config.to_yaml())
     file = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
     file.write_text(yaml.safe_dump({name: settings[name] for name in settings if name != "out"}))
