@@ -34,7 +34,7 @@ TITLES = {
     "base": "Ancestor",
     "best": "Mutation search",
     "control-finetune": "Ancestor, trained on",
-    "control-from-scratch": "Winner's architecture, new weights",
+    "control-from-scratch": "From scratch",
     "control-random": "Random mutations",
     "control-stacking": "Stacking",
 }

@@ -56,11 +56,13 @@ def _stages(model: nn.Module) -> list[str]:
 def _in_turn(
     model: nn.Module, operations: Sequence[Operation], example: Tensor, depth: int, parameters: int, seed: int
 ) -> list[Grown]:
-    """One after the other and again, as long as more is wanted; what cannot be done any more is left out."""
+    """One after the other and again, as long as more is wanted; what cannot be done or is too much is left out."""
     done: list[Grown] = []
     waiting = list(operations)
-    while waiting and architecture_of(model, example).depth < depth and _size(model) < parameters:
+    while waiting and architecture_of(model, example).depth < depth:
         operation = waiting.pop(0)
+        if not _fits(_parent(model, example), [operation], parameters):
+            continue
         try:
             done += grow(model, [operation], example=example, seed=seed)
         except UserError:
@@ -100,6 +102,3 @@ def _fits(parent: Parent, operations: Sequence[Operation], parameters: int) -> b
 def _parent(model: nn.Module, example: Tensor) -> Parent:
     return Parent(model.eval(), example, architecture_of(model, example), _NO_LIMITS)
 
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
