@@ -241,3 +241,12 @@ def test_curves_go_on_where_the_last_ended(tmp_path: Path) -> None:
         "14.0,1.4,0.5,5.0,140,1",
     ]
     assert joined([absent], [100]) is None
+
+
+def test_networks_are_read_in_whatever_folder_the_search_goes_on(bred: Any, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is not here"):
+        load(bred.context.folder(bred.winner.name))
+    assert shapes(bred.context.network(bred.winner.name)) == shapes(
+        bred.context.loaded(bred.context.directory / "control-from-scratch")
+    )

@@ -143,7 +143,15 @@ class Context:
 
     def network(self, name: str) -> nn.Module:
         """The network of a finished individual, in evaluation mode."""
-        network: nn.Module = load(self.folder(name))
+        return self.loaded(self.folder(name))
+
+    def loaded(self, directory: Path) -> nn.Module:
+        """A network that this search saved, in evaluation mode.
+
+        The settings say which file of the user's own makes it: the network itself may only name one that lies here.
+        """
+        own_file = self.config.model if ".py:" in self.config.model else None
+        network: nn.Module = load(directory, factory=own_file)
         return network.to(self.device)
 
     def fresh(self, seed: int) -> nn.Module:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from postgrad._loading import load
 from postgrad.data.datasets import Dataset, Images, load_dataset
 from postgrad.evaluation.calibration import found_temperature
 from postgrad.evaluation.cost import measure_cost
@@ -126,7 +125,7 @@ def _scored(context: Context, test: Images, arm: str, prices: Mapping[str, Price
     directory = context.directory / arm
     individual = Individual.read(directory)
     assert individual is not None
-    classifier = context.classifier(load(directory).to(context.device))
+    classifier = context.classifier(context.loaded(directory))
     write_arrays(
         directory / "test_predictions.npz", probabilities=classifier.predict_proba(test.images), labels=test.labels
     )
