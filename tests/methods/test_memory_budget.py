@@ -75,6 +75,7 @@ def test_the_peak_is_within_the_budget(memory: int, options: dict[str, int]) -> 
         assert found <= 1.1 * memory
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused_before_it_is_made() -> None:
     found = peak(64, 2, memory="20MiB", hidden=[50, 50, 50, 50])
     assert isinstance(found, str)
