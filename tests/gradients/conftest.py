@@ -113,7 +113,9 @@ def _residual() -> Case:
     shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.BatchNorm2d(16))
     layers = [nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
     layers += [nn.MaxPool2d(3, 2, 1), BasicBlock(8, 8), BasicBlock(8, 16, 2, shortcut)]
-    return _case(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)), 3, 3, 16, 16, classes=5)
+    return _case(
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)), 3, 3, 16, 16, classes=5
+    )
 
 
 def resnet18(size: int = 32, images: int = 2) -> Case:

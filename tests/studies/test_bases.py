@@ -69,9 +69,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, Pat
 
 
 @pytest.fixture
-def row(
-    tiny: Callable[..., ImproveConfig], tmp_path: Path, work: Work, alone: tuple[Path, dict[Any, Path]]
-) -> Row:
+def row(tiny: Callable[..., ImproveConfig], tmp_path: Path, work: Work, alone: tuple[Path, dict[Any, Path]]) -> Row:
     """Make a row whose base stops at an accuracy, alone or sharing; returns the directory of its base."""
 
     def make(accuracy: float | None, *, shared: bool = True, out: str = "row", **changes: Any) -> Path:
