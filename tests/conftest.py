@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import os
 import signal
 
@@ -12,6 +14,9 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("NO_COLOR", "1")
+
+# Lightning reads what every installed package registers each time a training begins.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 # A shell starts its background jobs with Ctrl-C ignored, and whatever they start inherits that; tests send Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,35 +15,59 @@ from postgrad._compat import prepare_torchvision
 PREPARE = "from postgrad._compat import prepare_torchvision; kept = prepare_torchvision()\n"
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+USES = [
+    "import torchvision; torchvision.models.resnet18(); from torchvision.transforms import v2; v2.Resize(8)",
+    "import timm; timm.create_model('resnet10t')",
+    "import lightning",
+]
+TWICE = "import torchvision, gc; del kept; gc.collect(); prepare_torchvision()\ntorchvision.ops.nms"
+DECLARED = "if kept is not None: raise SystemExit('declared')"
+PLAIN = "import torchvision"
+
+FORKS = """
+import json, os, sys, tempfile, torch, traceback
+said = {}
+for code in json.loads(sys.argv[1]):
+    with tempfile.TemporaryFile("w+") as file:
+        if not (child := os.fork()):
+            try:
+                exec(code, {})
+            except BaseException:
+                traceback.print_exc(file=file)
+            file.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+        file.seek(0)
+        said[code] = file.read()
+print(json.dumps(said))
+"""
+"""Runs each piece of code in a process of its own, forked from one that has imported torch alone."""
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        "import torchvision; torchvision.models.resnet18(); from torchvision.transforms import v2; v2.Resize(8)",
-        "import timm; timm.create_model('resnet10t')",
-        "import lightning",
-    ],
-)
-def test_what_imports_torchvision_works_after_it(use: str) -> None:
-    result = run(PREPARE + use)
-    assert result.returncode == 0, result.stderr
+@pytest.fixture(scope="module")
+def error() -> Callable[[str], str]:
+    """What a piece of code ends with in a process of its own: a traceback, or nothing."""
+    codes = [PLAIN, *(PREPARE + code for code in (*USES, TWICE, DECLARED))]
+    words = [sys.executable, "-W", "ignore", "-c", FORKS, json.dumps(codes)]
+    said = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return said.__getitem__
 
 
-def test_it_may_come_after_torchvision_and_be_called_twice() -> None:
-    result = run(PREPARE + "import torchvision, gc; del kept; gc.collect(); prepare_torchvision()\ntorchvision.ops.nms")
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("use", USES)
+def test_what_imports_torchvision_works_after_it(use: str, error: Callable[[str], str]) -> None:
+    assert error(PREPARE + use) == ""
 
 
-def test_torchvisions_own_import_says_why_it_is_needed() -> None:
+def test_it_may_come_after_torchvision_and_be_called_twice(error: Callable[[str], str]) -> None:
+    assert error(PREPARE + TWICE) == ""
+
+
+def test_torchvisions_own_import_says_why_it_is_needed(error: Callable[[str], str]) -> None:
     """The control: where the plain import works, the operators are real and nothing is declared."""
-    plain = run("import torchvision")
-    declared = run(PREPARE + "import sys; sys.exit(3 if kept is not None else 0)").returncode == 3
-    assert declared == (plain.returncode != 0)
+    declared = error(PREPARE + DECLARED).endswith("SystemExit: declared\n")
+    assert declared == (error(PLAIN) != "")
     if declared:
-        assert "operator torchvision::nms does not exist" in plain.stderr
+        assert "operator torchvision::nms does not exist" in error(PLAIN)
 
 
 def test_the_operator_is_there_in_this_process() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from postgrad.errors import UserError
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "growth_exactness.py"
 HAS_GROMO = importlib.util.find_spec("gromo") is not None
 PEER = """
 def wider(m1, m2, new_width, bnorm=None, **options):
@@ -31,14 +30,8 @@ def deeper(m, nonlin, bnorm_flag=False, **options):
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_exactness", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("growth_exactness")
 
 
 def case(start: str) -> networks.Case:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,18 +16,10 @@ from torch import nn
 from postgrad.errors import UserError
 from postgrad.growth import width
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "growth_speed.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_growth_speed", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("growth_speed")
 
 
 def small() -> nn.Sequential:

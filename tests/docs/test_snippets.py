@@ -23,6 +23,8 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUNS = {"run-directory.md"}
 """Pages whose blocks read the run that `make demo` leaves."""
+LONG = {"growth.md"}
+"""Pages whose blocks take long; the README shows some of the same."""
 
 
 def blocks(text: str, *languages: str) -> list[str]:
@@ -87,7 +89,11 @@ def demo_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=named(WITH_PYTHON))
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page.name in LONG else []) for page in WITH_PYTHON],
+    ids=named(WITH_PYTHON),
+)
 def test_python_blocks_of_a_page_run_one_after_the_other(
     page: Path, prepared: dict, demo_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

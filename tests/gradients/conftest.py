@@ -103,6 +103,21 @@ def _norms() -> Case:
     return _case(_Norms(), 5, 3, 6, 6, classes=3)
 
 
+def _residual() -> Case:
+    """What resnet18 is made of, with 8 and 16 channels in place of 64 to 512."""
+    from postgrad._compat import prepare_torchvision
+
+    prepare_torchvision()
+    from torchvision.models.resnet import BasicBlock
+
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.BatchNorm2d(16))
+    layers = [nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
+    layers += [nn.MaxPool2d(3, 2, 1), BasicBlock(8, 8), BasicBlock(8, 16, 2, shortcut)]
+    return _case(
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)), 3, 3, 16, 16, classes=5
+    )
+
+
 def resnet18(size: int = 32, images: int = 2) -> Case:
     from postgrad._compat import prepare_torchvision
 
@@ -241,6 +256,7 @@ NETWORKS: dict[str, Callable[[], Case]] = {
     "volumes": _volumes,
     "signals": _signals,
     "norms": _norms,
+    "residual": _residual,
     "resnet18": resnet18,
     "transformer": _transformer,
     "tied": _tied,

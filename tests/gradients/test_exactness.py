@@ -13,9 +13,10 @@ from postgrad.errors import UserError
 from postgrad.gradients import GradientEngine, GradientFallbackWarning, contract, per_sample_gradients, plan
 
 TOLERANCE = 1e-9
-NAMES = ["small", "seed-cnn", "mlp", "grouped", "volumes", "signals", "norms", "resnet18", "transformer", "tied"]
+NAMES = ["small", "seed-cnn", "mlp", "grouped", "volumes", "signals", "norms", "residual", "transformer", "tied"]
 NAMES += ["tied-functionally", "used-twice", "in-place", "windows", "attention"]
-WITH_CLOSED_FORMS_ONLY = [name for name in NAMES if name not in ("resnet18", "transformer", "tied-functionally")]
+WITH_CLOSED_FORMS_ONLY = [name for name in NAMES if name not in ("transformer", "tied-functionally")]
+RESNET18 = pytest.param("resnet18", marks=pytest.mark.slow)
 SOME_LAYERS = {"resnet18": ["conv1", "bn1", "layer1", "layer2.0.downsample", "fc"]}
 
 
@@ -25,7 +26,7 @@ def gradients(model: nn.Module, x: Tensor, labels: Tensor | str, **options: obje
         return per_sample_gradients(model, x, labels, **options)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, RESNET18])
 def test_equals_one_backward_pass_at_a_time(name, build, loop_gradients, relative_error) -> None:
     case = build(name)
     found = gradients(case.model, case.x, case.labels)
@@ -35,7 +36,7 @@ def test_equals_one_backward_pass_at_a_time(name, build, loop_gradients, relativ
     assert relative_error(found, loop_gradients(case.model, case.x, case.labels)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, RESNET18])
 def test_all_labels_are_each_label(name, build, loop_gradients, relative_error) -> None:
     case = build(name)
     found = gradients(case.model, case.x, "all", layers=SOME_LAYERS.get(name))
@@ -59,6 +60,7 @@ def test_closed_forms_cover(name, build) -> None:
     per_sample_gradients(case.model, case.x, case.labels)
 
 
+@pytest.mark.slow
 def test_resnet18_at_64_pixels(build, loop_gradients, relative_error) -> None:
     case = build("resnet18", size=64, images=2)
     found = per_sample_gradients(case.model, case.x, case.labels)

@@ -19,7 +19,9 @@ from postgrad.gradients.low_rank import FactorSpace, functionals, summed
 from postgrad.gradients.project import ProjectedGradients, sketch_shape
 from postgrad.gradients.space import GradientSpace
 
-NAMES = ["small", "seed-cnn", "mlp", "grouped", "volumes", "signals", "used-twice", "windows", "in-place", "resnet18"]
+NAMES = ["small", "seed-cnn", "mlp", "grouped", "volumes", "signals", "used-twice", "windows", "in-place", "residual"]
+CASES = [(name, labels) for name in NAMES for labels in ("given", "all")]
+RESNET18 = pytest.param("resnet18", "all", marks=pytest.mark.slow)
 
 
 def whole(case, labels) -> dict[str, Tensor]:
@@ -37,8 +39,7 @@ def rows_of(gradients, case, labels) -> dict[str, Tensor]:
     return {name: rows.clone() for name, rows in gradients.gradients(case.x, labels)}
 
 
-@pytest.mark.parametrize("labels", ["given", "all"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "labels"), [*CASES, RESNET18])
 def test_functionals_are_those_of_the_whole_gradient(name, labels, build) -> None:
     case = build(name)
     labels = case.labels if labels == "given" else "all"
@@ -79,8 +80,7 @@ def test_tiles_of_images_and_labels_follow_each_other(name, room, build, monkeyp
 # --- projections -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("labels", ["given", "all"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "labels"), [*CASES, RESNET18])
 def test_projected_rows_are_the_projected_gradients(name, labels, build) -> None:
     """`project` projects any matrix as the gradients are, with plain products: the oracle, and linear."""
     case = build(name)
@@ -138,10 +138,9 @@ def test_a_projection_depends_on_the_seed_alone(build) -> None:
 # --- coordinates -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("labels", ["given", "all"])
 @pytest.mark.parametrize("count", [30, 400])
-@pytest.mark.parametrize("name", NAMES)
-def test_coordinates_are_the_entries_of_the_whole_gradient(name, count, labels, build) -> None:
+@pytest.mark.parametrize(("name", "labels"), [*CASES, RESNET18])
+def test_coordinates_are_the_entries_of_the_whole_gradient(name, labels, count, build) -> None:
     case = build(name)
     labels = case.labels if labels == "given" else "all"
     coordinates = CoordinateGradients(made(case), count).locate([(case.x, case.labels)])

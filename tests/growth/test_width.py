@@ -428,7 +428,7 @@ def test_after_growth_it_is_copied_pickled_exported_and_grown_again(name: str) -
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler itself does
 def test_after_growth_it_compiles() -> None:
     model = awake(networks.Residual())
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend="aot_eager")
     torch.testing.assert_close(compiled(images()), model(images()))
     widen(model, "stem", to=9, example=images())
     torch.testing.assert_close(compiled(images()), model(images()))

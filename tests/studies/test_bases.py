@@ -62,15 +62,27 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 Row = Callable[..., Path]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, Path]]:
+    """Where rows that train alone are kept for all tests, and those that are there."""
+    return tmp_path_factory.mktemp("alone"), {}
+
+
 @pytest.fixture
-def row(tiny: Callable[..., ImproveConfig], tmp_path: Path, work: Work) -> Row:
+def row(tiny: Callable[..., ImproveConfig], tmp_path: Path, work: Work, alone: tuple[Path, dict[Any, Path]]) -> Row:
     """Make a row whose base stops at an accuracy, alone or sharing; returns the directory of its base."""
 
     def make(accuracy: float | None, *, shared: bool = True, out: str = "row", **changes: Any) -> Path:
         settings: dict[str, Any] = {"model": "seed-cnn", "limit": 400, "epochs": STEPS / 3, "base_validate_every": 2}
+        settings |= {"steps": {}, "base_accuracy": accuracy}
         if shared:
             settings |= {"bases": tmp_path / "bases", "base_targets": (LOW, HIGH)}
-        return improve(tiny(tmp_path / out, base_accuracy=accuracy, **settings | changes)) / "base"
+            return improve(tiny(tmp_path / out, **settings | changes)) / "base"
+        folder, made = alone
+        key = repr(settings | changes)
+        if key not in made:
+            made[key] = improve(tiny(folder / "row", **settings | changes)) / "base"
+        return made[key]
 
     return make
 

@@ -87,6 +87,7 @@ def test_row_named_twice_gets_its_first_part_first_and_the_rest_at_the_end(
 
 
 LADDER = {"model": "seed-cnn", "limit": 400, "epochs": 10, "base_validate_every": 2}
+LADDER |= {"methods": ["gradnet:epochs=1,layers=[l1.weight],hidden=[2]"]}
 
 
 def test_rows_share_the_training_of_their_base(

@@ -187,6 +187,7 @@ def test_a_recipe_that_differs_is_told_at_resume(alone: Path, tmp_path: Path, ca
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_worker_processes_make_the_same_bits(
     alone: Path, tmp_path: Path, predictions, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,12 +33,12 @@ TINY: dict[str, Any] = {
     "data": "digits",
     "model": "mlp",
     "limit": 200,
-    "curve": {"totals": [4], "switches": [[2, 4]], "stage": STAGE},
-    "converged": {"epochs": 2, "seconds": 0.3, "held_back": 0.3, "stage": STAGE | {"rates": [0.01, 0.1]}},
+    "curve": {"totals": [1.6], "switches": [[0.8, 1.6]], "stage": STAGE},
+    "converged": {"epochs": 2, "seconds": 0.2, "held_back": 0.3, "stage": STAGE | {"rates": [0.01, 0.1]}},
     "beyond": {
-        "base_seconds": 0.5,
-        "seconds": 2,
-        "finetune_seconds": 0.3,
+        "base_seconds": 0.25,
+        "seconds": 1.2,
+        "finetune_seconds": 0.15,
         "settings": [
             {"name": "published", "stage": STAGE},
             {"name": "last", "stage": {"hidden": [4], "layers": ["l2"], "centred": True, "offset": True}},
@@ -56,8 +56,10 @@ WORDS = Path(__file__).parents[2] / "docs" / "ledger" / "worth.yaml"
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All three parts, finished, in one folder."""
     folder = tmp_path_factory.mktemp("worth")
-    for part in PARTS:
-        run_part(part, RECIPE, data_dir=None, out=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("postgrad.controls.tuning.SHORTEST_SECONDS", 0.02)
+        for part in PARTS:
+            run_part(part, RECIPE, data_dir=None, out=folder)
     return folder
 
 
@@ -108,7 +110,7 @@ def test_every_method_stands_beside_its_controls(out: Path) -> None:
     for part in PARTS:
         for entry in results(out, part)["verdicts"]:
             compared.setdefault(entry["method"], set()).add(entry["control"])
-    assert compared["half-2s-gradnet-4s"] == {"all-4s", "half-2s-finetuned-4s"}
+    assert compared["half-0.8s-gradnet-1.6s"] == {"all-1.6s", "half-0.8s-finetuned-1.6s"}
     assert compared["chosen"] == {"base", *worth_beyond.CONTROLS}
     for name in ("crossfit", "held-back", "augmented"):
         assert compared[name] == compared[f"{name}-added"]
@@ -125,7 +127,7 @@ def test_prices_count_everything_below_once(out: Path) -> None:
     assert found["crossfit"]["total_cpu_seconds"] == pytest.approx(found["crossfit"]["cpu_seconds"] + below, abs=0.3)
     tried = rows(out, "beyond")
     base = tried["base"]["cpu_seconds"]
-    pieces = [json.loads(file.read_text()) for file in (out / "seed-0").glob("half-0.5s-finetuned-*for*/piece.json")]
+    pieces = [json.loads(file.read_text()) for file in (out / "seed-0").glob("half-0.25s-finetuned-*for*/piece.json")]
     assert len(pieces) == 3
     own = json.loads((out / "seed-0" / "tried-finetuned" / "piece.json").read_text())["cpu_seconds"]
     expected = base + own + sum(piece["cpu_seconds"] for piece in pieces)
@@ -166,10 +168,10 @@ def test_a_finished_part_trains_nothing_again(out: Path, part: str, monkeypatch:
 def test_a_piece_that_is_lost_is_made_again(out: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    shutil.rmtree(copy / "seed-0" / "half-2s-gradnet-4s")
+    shutil.rmtree(copy / "seed-0" / "half-0.8s-gradnet-1.6s")
     run_part("curve", RECIPE, data_dir=None, out=copy)
     assert set(rows(copy, "curve")) == set(rows(out, "curve"))
-    assert rows(copy, "curve")["all-4s"] == rows(out, "curve")["all-4s"]
+    assert rows(copy, "curve")["all-1.6s"] == rows(out, "curve")["all-1.6s"]
 
 
 def test_pieces_of_other_settings_are_not_taken(out: Path) -> None:
@@ -192,7 +194,7 @@ def test_kill_9_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     words = ["curve", str(recipe), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-c", f"{often}from postgrad.studies.worth import main; sys.exit(main())", *words]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    inside = tmp_path / "out" / "seed-0" / "half-2s-finetuned-4s" / "training"
+    inside = tmp_path / "out" / "seed-0" / "half-0.8s-finetuned-1.6s" / "training"
     while not inside.exists():
         assert first.poll() is None
         time.sleep(0.01)

@@ -17,6 +17,9 @@ from postgrad.data.datasets import Images
 from postgrad.errors import UserError
 from postgrad.training import History, Recipe, Stopwatch, train
 
+SHORTEST_SECONDS = 0.1
+"""A trial of less would be a step or two."""
+
 TUNING_SHARE = 0.3
 """Of a control's time, the part that its learning-rate trials get together; all of it counts as the control's time."""
 
@@ -126,7 +129,7 @@ def _run(
             raise Diverged(watch.cpu_seconds)
         return value
 
-    length = {"steps": steps[key]} if key in steps else {"budget": f"{max(seconds, 0.1):.3f}s"}
+    length = {"steps": steps[key]} if key in steps else {"budget": f"{max(seconds, SHORTEST_SECONDS):.3f}s"}
     recipe = Recipe(
         **length,
         batch_size=min(task.batch_size, task.n),

@@ -210,14 +210,29 @@ def _ece(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int)
 def _ece_equal_mass(images: Outcomes, bins: int) -> float:
     mass = np.bincount(images.rank)
     gaps = np.bincount(images.rank, images.correct - images.confidence)
-    return float(np.abs(np.diff(equal_parts(mass, gaps, bins))).sum() / len(images))
+    return float(equal_mass_gaps(mass[None], gaps[None], bins)[0] / len(images))
 
 
-def equal_parts(mass: NDArray[Any], gaps: NDArray[Any], bins: int) -> NDArray[np.float64]:
-    """The running sum of `gaps` at the borders of bins of equal mass, (bins + 1,)."""
-    reached = np.concatenate([[0.0], np.cumsum(mass)])
-    borders = np.linspace(0, reached[-1], bins + 1)
-    return np.interp(borders, reached, np.concatenate([[0.0], np.cumsum(gaps)]))
+def equal_mass_gaps(mass: NDArray[Any], gaps: NDArray[Any], bins: int) -> NDArray[np.float64]:
+    """For each row of `mass` and `gaps` (R, G): the sum over bins of equal mass of the bin's absolute gap, (R,).
+
+    A group on the border of two bins counts in both, in parts: the running sum of the gaps is interpolated there.
+    """
+    (count, size), rows = mass.shape, np.arange(len(mass))[:, None]
+    reached, summed = np.zeros((count, size + 1)), np.zeros((count, size + 1))
+    np.cumsum(mass, axis=1, out=reached[:, 1:])
+    np.cumsum(gaps, axis=1, out=summed[:, 1:])
+    borders = reached[:, -1:] * np.linspace(0, 1, bins + 1)
+    # Each row lifted above all before it, they are one sorted list.
+    lift = rows * (reached[:, -1].max() + 1)
+    reached += lift
+    after = np.searchsorted(reached.ravel(), borders + lift, side="right") - rows * (size + 1)
+    after = np.minimum(after, size)
+    before = after - 1
+    start, end = reached[rows, before], reached[rows, after]
+    share = np.divide(borders - (start - lift), end - start, out=np.zeros_like(borders), where=end > start)
+    running = summed[rows, before] + share * (summed[rows, after] - summed[rows, before])
+    return np.abs(np.diff(running, axis=1)).sum(axis=1)
 
 
 def _risks(rank: NDArray[np.intp], correct: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from postgrad.evaluation.metrics import BINS, Outcomes, bin_of, equal_parts
+from postgrad.evaluation.metrics import BINS, Outcomes, bin_of, equal_mass_gaps
 
 RESAMPLES = 1000
 _CHUNK = 500_000
@@ -97,7 +97,7 @@ def _calibration(images: Outcomes) -> Statistic:
             "nll": nll,
             "brier": brier,
             "ece": np.abs(counts @ in_bins).sum(axis=1) / total,
-            "ece_equal_mass": _ece_equal_mass(mass, gaps) / total,
+            "ece_equal_mass": equal_mass_gaps(mass, gaps, BINS) / total,
         }
 
     return statistic
@@ -128,10 +128,6 @@ def recalls(by_class: Groups, counts: Array, correct: NDArray[np.bool_]) -> Arra
     images = group_sums(drawn, by_class.starts)
     right = group_sums(drawn * correct[by_class.order], by_class.starts)
     return np.divide(right, images, out=np.full_like(right, np.nan), where=images > 0)
-
-
-def _ece_equal_mass(mass: Array, gaps: Array) -> Array:
-    return np.array([np.abs(np.diff(equal_parts(m, g, BINS))).sum() for m, g in zip(mass, gaps, strict=True)])
 
 
 def _aurc(mass: Array, errors: Array, harmonic: Array) -> Array:

@@ -8,6 +8,7 @@ The page needs no network and no script to be read. A section whose file is abse
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,8 +59,9 @@ def render(directory: str | os.PathLike[str]) -> Path:
     return folder / "report.html"
 
 
+@functools.cache
 def environment() -> Environment:
-    """The templates, with the style sheet and the script that pages carry in themselves."""
+    """The templates, compiled once, with the style sheet and the script that pages carry in themselves."""
     made = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
