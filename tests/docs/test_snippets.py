@@ -16,6 +16,7 @@ from postgrad.cli.improve import Options, configured
 from postgrad.cli.parsing import parse
 from postgrad.errors import UserError
 from postgrad.methods.registry import check_options, parse_method
+from postgrad.search import mutations
 from postgrad.studies.config import ImproveConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,7 @@ def test_python_blocks_of_a_page_run_one_after_the_other(
     page: Path, prepared: dict, demo_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mutations, "MUTATIONS", dict(mutations.MUTATIONS))  # a page registers one
     if page.name in RUNS:
         (tmp_path / "runs" / "demo").mkdir(parents=True)
         shutil.copy(demo_results, tmp_path / "runs" / "demo")

@@ -101,4 +101,3 @@ def _fits(parent: Parent, operations: Sequence[Operation], parameters: int) -> b
 
 def _parent(model: nn.Module, example: Tensor) -> Parent:
     return Parent(model.eval(), example, architecture_of(model, example), _NO_LIMITS)
-
