@@ -94,7 +94,7 @@ def table(figures: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--children", type=int, default=24, help="of each search")
+    parser.add_argument("--children", type=int, default=16, help="of each search")
     parser.add_argument("--epochs", type=float, default=20.0, help="of each child")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)

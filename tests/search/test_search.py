@@ -35,7 +35,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Search:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("postgrad.search.search.close_search", lambda *_: None)
-        return search(tiny(out=tmp_path_factory.mktemp("runs") / "whole", individuals=3), workers=0)
+        return search(tiny(out=tmp_path_factory.mktemp("runs") / "whole", individuals=2), workers=0)
 
 
 def lineage(individuals: Sequence[Individual]) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def lineage(individuals: Sequence[Individual]) -> list[dict[str, Any]]:
 
 
 def test_what_a_search_leaves(whole: Search) -> None:
-    assert [each.number for each in whole.individuals] == [0, 1, 2, 3]
+    assert [each.number for each in whole.individuals] == [0, 1, 2]
     assert whole.best.accuracy == max(each.accuracy for each in whole.individuals)
     assert {path.name for path in (whole.directory / "population").iterdir()} == {
         each.name for each in whole.individuals
@@ -72,7 +72,7 @@ def test_the_same_seed_in_another_call_gives_the_same_bits(whole: Search, tiny: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Context, "_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            search(tiny(out=tmp_path / "run", individuals=3), workers=0)
+            search(tiny(out=tmp_path / "run", individuals=2), workers=0)
     (task,) = (tmp_path / "run" / "population").glob(".task-*")
     assert (task / "training" / "checkpoint.pt").exists()
     config = SearchConfig.load(tmp_path / "run" / "config.yaml")

@@ -92,7 +92,7 @@ class SearchBoard(_Jobs[SearchJob]):
     What earlier calls finished is there from the start, in the order in which it was finished; what they began and did
     not end comes first. Proposals depend on the seed, their number, and what was finished and refused before. The same
     seed with one worker therefore gives the same lineage, interrupted or not, where a number of individuals or of
-    multiply-adds ends it.
+    multiply-adds ends it; with the objective "pareto" not, since that is about measured latency too.
     """
 
     def __init__(self, config: SearchConfig, directory: Path, log: Log, record: Record) -> None:
