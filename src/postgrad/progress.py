@@ -68,6 +68,18 @@ def reported_to(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Within the block no progress is shown: what is done there is a part of a job that shows its own."""
+    global quiet, _report
+    before = quiet, _report
+    quiet, _report = True, None
+    try:
+        yield
+    finally:
+        quiet, _report = before
+
+
+@contextlib.contextmanager
 def _to_file(what: str, total: int, unit: str, start: int) -> Iterator[Callable[..., None]]:
     began, done = time.monotonic(), start
 

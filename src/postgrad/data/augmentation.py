@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -61,41 +61,100 @@ def augment(
     drawn from `generator`, which lives on the CPU, so that results do not depend on the device.
     """
     images = preprocessing.resize(images)
-    height, width = preprocessing.output_size(images)
+    draws = draw(images, preprocessing, augmentation, generator)
     if augmentation.crop or augmentation.flip:
-        images = _random_cut(images, height, width, augmentation, generator)
+        images = _cut(_padded(images, augmentation), draws, *preprocessing.output_size(images))
     else:
         images = preprocessing.centre_crop(images)
-    if augmentation.contrast is not None:
-        images = _random_contrast(to_unit(images), augmentation.contrast, generator)
+    if draws.contrast is not None:
+        images = to_unit(images)
+        images = _with_contrast(images, images, draws.contrast)
     return preprocessing.standardise(images)
 
 
-def _random_cut(
-    images: Tensor, height: int, width: int, augmentation: Augmentation, generator: torch.Generator
-) -> Tensor:
-    """Crop and flip in one gather; the draws are: all tops, all lefts, all flips."""
+class Draws(NamedTuple):
+    """What augmentation draws for each of some images: (count,) each; `contrast` is None where there is none.
+
+    top, left : where the crop begins, in the padded image.
+    """
+
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor
+    contrast: Tensor | None
+
+    def of(self, indices: Any) -> Draws:
+        """Those of the images at these indices."""
+        contrast = None if self.contrast is None else self.contrast[indices]
+        return Draws(self.top[indices], self.left[indices], self.mirrored[indices], contrast)
+
+
+def draw(images: Tensor, preprocessing: Preprocessing, augmentation: Augmentation, generator: torch.Generator) -> Draws:
+    """Draw a crop, a flip and a contrast for each of some images, which have their size already.
+
+    In this order: all tops, all lefts, all flips, all contrasts.
+    """
     count = len(images)
-    if augmentation.pad:
-        images = F.pad(images, [augmentation.pad] * 4)
-    top = torch.full((count,), centre(images.shape[2], height))
-    left = torch.full((count,), centre(images.shape[3], width))
+    height, width = (side + 2 * augmentation.pad for side in images.shape[2:])
+    inner_height, inner_width = preprocessing.output_size(images)
+    top = torch.full((count,), centre(height, inner_height))
+    left = torch.full((count,), centre(width, inner_width))
     if augmentation.crop:
-        top = torch.randint(images.shape[2] - height + 1, (count,), generator=generator)
-        left = torch.randint(images.shape[3] - width + 1, (count,), generator=generator)
+        top = torch.randint(height - inner_height + 1, (count,), generator=generator)
+        left = torch.randint(width - inner_width + 1, (count,), generator=generator)
     mirrored = torch.zeros(count, dtype=torch.bool)
     if augmentation.flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
-    rows = top[:, None] + torch.arange(height)
+    contrast = None
+    if augmentation.contrast is not None:
+        low, high = augmentation.contrast
+        contrast = low + (high - low) * torch.rand(count, generator=generator)
+    return Draws(top, left, mirrored, contrast)
+
+
+def augmented_pictures(
+    images: Tensor, preprocessing: Preprocessing, augmentation: Augmentation, draws: Draws
+) -> Tensor:
+    """Whole augmented pictures, from which each network takes its own: (N, C, H, W) as images have their size already.
+
+    >>> images = preprocess.resize(images)
+    >>> draws = draw(images, preprocess, augmentation, generator)
+    >>> pictures = augmented_pictures(images, preprocess, augmentation, draws)
+    >>> inputs = preprocess.standardise(preprocess.centre_crop(pictures))
+
+    The centre that `preprocessing` cuts out of a picture is, bit for bit, what `augment` cuts at random: the image is
+    shifted and mirrored, and its contrast is changed by as much. What is shifted in from beyond the image is the zeros
+    of the padding, and beyond those the pixels of the edge. uint8 stays so without contrast.
+    """
+    height, width = images.shape[2:]
+    inner_height, inner_width = preprocessing.output_size(images)
+    above, before = centre(height, inner_height), centre(width, inner_width)
+    after = width - inner_width - before  # where the centre of a mirrored picture begins, seen from the image
+    left = draws.left - torch.where(draws.mirrored, after, before)
+    around = Draws(draws.top - above, left, draws.mirrored, None)
+    pictures = _cut(_padded(images, augmentation), around, height, width)
+    if draws.contrast is None:
+        return pictures
+    pictures = to_unit(pictures)
+    return _with_contrast(pictures, preprocessing.centre_crop(pictures).contiguous(), draws.contrast)
+
+
+def _padded(images: Tensor, augmentation: Augmentation) -> Tensor:
+    return F.pad(images, [augmentation.pad] * 4) if augmentation.pad else images
+
+
+def _cut(images: Tensor, draws: Draws, height: int, width: int) -> Tensor:
+    """Crop and flip in one gather; a row or column beyond the edge repeats the edge."""
+    rows = draws.top[:, None] + torch.arange(height)
     columns = torch.arange(width)
-    columns = left[:, None] + torch.where(mirrored[:, None], columns.flip(0), columns)
+    columns = draws.left[:, None] + torch.where(draws.mirrored[:, None], columns.flip(0), columns)
+    rows, columns = rows.clamp(0, images.shape[2] - 1), columns.clamp(0, images.shape[3] - 1)
     return cut(images, rows.to(images.device), columns.to(images.device))
 
 
-def _random_contrast(images: Tensor, between: tuple[float, float], generator: torch.Generator) -> Tensor:
-    low, high = between
-    factor = low + (high - low) * torch.rand(len(images), generator=generator)
-    mean = images.mean(dim=(2, 3), keepdim=True)
+def _with_contrast(images: Tensor, seen: Tensor, factor: Tensor) -> Tensor:
+    """(x − mean)·f + mean, where the mean of each channel is that of the part that is seen."""
+    mean = seen.mean(dim=(2, 3), keepdim=True)
     return (images - mean).mul_(factor.to(images.device).view(-1, 1, 1, 1)).add_(mean)
 
 
@@ -113,8 +172,7 @@ def views(images: Tensor, preprocessing: Preprocessing, count: int, *, augmentat
         raise UserError(f"views: expected at least one, got {count}")
     images = preprocessing.resize(images)
     height, width = preprocessing.output_size(images)
-    if augmentation.pad:
-        images = F.pad(images, [augmentation.pad] * 4)
+    images = _padded(images, augmentation)
     mirrors = (False, True) if augmentation.flip else (False,)
     shifts = _shifts(images.shape[2] - height, images.shape[3] - width, math.ceil(count / len(mirrors)))
     for (down, right), mirrored in itertools.islice(itertools.product(shifts, mirrors), count):

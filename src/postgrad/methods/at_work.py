@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
 from postgrad.errors import UserError
-from postgrad.methods.registry import check_options, get_method
+from postgrad.methods._feature import feature
+from postgrad.methods.registry import LEARN_FROM_TEACHER, check_options, get_method
+from postgrad.models.network import evaluating
 from postgrad.training.state import copy_of_weights, load_weights
 
 Options = Mapping[str, Any]
@@ -27,7 +29,8 @@ class MethodsAtWork:
     >>> train(model, loss=at_work.loss, companions=[at_work], …)
 
     The surgeries are done at once, in their order, and `changed` says how many layers each has changed. `loss` takes
-    the place of the cross-entropy. Weights are averaged after each step, and at the end their mean stays.
+    the place of the cross-entropy. Weights are averaged after each step, and at the end their mean stays. Batches are
+    inputs and labels and, for a loss that learns from a teacher, the teacher's word on the same pictures (`Lessons`).
 
     Args:
         methods: name and options of each, as `check_options` has them; several surgeries, but one loss, and one mean
@@ -67,22 +70,51 @@ class MethodsAtWork:
             method.name: method.load()(model, **options) for method, options in chosen if method.shape == "surgery"
         }
         self._cross_entropy: Any = self._make_loss(1)
+        self.parameters: list[nn.Parameter] = []
+        """Those of the loss itself, which the training is given beside the network's."""
+        self._first_of_loss: dict[str, Tensor] = {}
         self._means: list[Any] = []
         with warnings.catch_warnings():  # made again with the training's own optimizer; what is wrong is said now
             warnings.simplefilter("ignore", UserWarning)
             self._make_means(torch.optim.SGD(model.parameters(), lr=1.0))
 
-    def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The mean loss of a batch of inputs (n, C, H, W) and labels (n,)."""
-        return self.cross_entropy(network(batch[0]), batch[1])
+    def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """The mean loss of a batch of inputs (n, C, H, W), labels (n,) and what a teacher says, where there is one."""
+        inputs, labels, teacher = batch if len(batch) == 3 else (*batch, None)
+        if (hint := self._hint) is None:
+            return self.cross_entropy(network(inputs), labels, teacher)
+        with feature(self._model, hint) as seen:
+            logits = network(inputs)
+        return self.cross_entropy(logits, labels, teacher, seen.value)
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(
+        self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None, student_feature: Tensor | None = None
+    ) -> Tensor:
         """The same, of logits (n, C) and labels (n,)."""
-        value: Tensor = self._cross_entropy(logits, labels)
-        return value
+        if not self.learns_from_teacher:
+            return self._of(logits, labels)
+        if teacher is None:
+            raise UserError(
+                "distillation: there is no teacher; name one with --teacher, or give its word in each batch"
+            )
+        more = (student_feature,) if self._hint else ()
+        return self._of(logits, teacher, labels, *more)
+
+    def get_ready(self, batch: tuple[Tensor, ...]) -> None:
+        """Make what the loss makes when it is first called, with a batch that is like the training's.
+
+        The network stays as it is. `parameters` are there from then on.
+        """
+        with evaluating(self._model):
+            self.loss(self._model, batch)
+        self._first_of_loss = {name: value.clone() for name, value in self._state_of_loss().items()}
+        self.parameters = list(self._cross_entropy.parameters()) if isinstance(self._cross_entropy, nn.Module) else []
 
     def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        self._cross_entropy = self._make_loss(steps)
+        if self.parameters:  # timing a step may have changed them
+            self._cross_entropy.load_state_dict(self._first_of_loss)
+        else:
+            self._cross_entropy = self._make_loss(steps)
         self._means = self._make_means(optimizer)
 
     def after_step(self) -> None:
@@ -98,12 +130,11 @@ class MethodsAtWork:
             load_weights(self._model, weights)
 
     def state_dict(self) -> dict[str, Any]:
-        loss = {} if self._changing_loss is None else self._changing_loss.state_dict()
-        return {"loss": loss, "means": [mean.state_dict() for mean in self._means]}
+        return {"loss": self._state_of_loss(), "means": [mean.state_dict() for mean in self._means]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._changing_loss is not None:
-            self._changing_loss.load_state_dict(state["loss"])
+        if isinstance(self._cross_entropy, nn.Module):
+            self._cross_entropy.load_state_dict(state["loss"])
         for mean, its_own in zip(self._means, state["means"], strict=True):
             mean.load_state_dict(its_own)
 
@@ -115,6 +146,30 @@ class MethodsAtWork:
     def averages(self) -> bool:
         """Whether means of the weights are kept."""
         return bool(self._weights)
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the loss needs the word of a teacher."""
+        return self._loss is not None and self._loss[0].name in LEARN_FROM_TEACHER
+
+    @property
+    def teacher_hint(self) -> str | None:
+        """The teacher's layer whose output is its word; None where that is its logits."""
+        found: str | None = getattr(self._cross_entropy, "teacher_hint", None)
+        return found
+
+    @property
+    def _hint(self) -> str | None:
+        """The same of the student's."""
+        found: str | None = getattr(self._cross_entropy, "hint", None)
+        return found
+
+    def _of(self, *parts: Tensor | None) -> Tensor:
+        value: Tensor = self._cross_entropy(*parts)
+        return value
+
+    def _state_of_loss(self) -> dict[str, Any]:
+        return self._cross_entropy.state_dict() if isinstance(self._cross_entropy, nn.Module) else {}
 
     @property
     def _changing_loss(self) -> Any:

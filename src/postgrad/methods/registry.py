@@ -31,6 +31,12 @@ TRAINING_SHAPES: tuple[Shape, ...] = ("surgery", "loss", "weights")
 SETTLED = frozenset({"model", "optimizer", "steps_per_epoch", "batches"})
 """Parameters that the training settles which a method is part of, so that they are no options of it."""
 
+LEARN_FROM_TEACHER = frozenset({"distillation"})
+"""Methods that need a teacher, which `--teacher` names."""
+
+_SHORT = {"distillation": {"T": "temperature"}}
+"""Options of methods under the names that papers give them."""
+
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -98,6 +104,21 @@ _ENTRIES = (
         failures="it is a rescaling of the logits, which a network can undo; it is here as PowerGrad's control",
         licence="Apache-2.0; no patent known",
         target="postgrad.methods.powergrad:TemperatureCrossEntropy",
+    ),
+    Method(
+        name="distillation",
+        title="Distillation: learn from a teacher's answers too",
+        idea="The loss is the cross-entropy with the labels plus a distance to what a teacher says of the image.",
+        paper="arXiv:1503.02531",
+        shape="loss",
+        needs="a teacher of the same classes: a trained network, a second-stage classifier, or several of them",
+        costs="a forward pass of the teacher on each batch, unless its answers are kept; nothing at prediction",
+        failures=(
+            "gains nothing from a teacher that is no better than the student, or that is sure of all its training "
+            "images; the same network trained on labels for the same time is the control to beat"
+        ),
+        licence="Apache-2.0; patents were not searched",
+        target="postgrad.methods.distillation:DistillationLoss",
     ),
     Method(
         name="fixed_classifier",
@@ -239,7 +260,14 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, settings = text.partition(":")
     method = get_method(name.strip())
-    return method.name, parse_settings(settings, source=f"method '{text}'")
+    source = f"method '{text}'"
+    options = parse_settings(settings, source=source)
+    for short, long in _SHORT.get(method.name, {}).items():
+        if short in options and long in options:
+            raise UserError(f"{source}: '{short}' is '{long}', which is given too; leave one out")
+        if short in options:
+            options[long] = options.pop(short)
+    return method.name, options
 
 
 def parse_settings(text: str, *, source: str, as_written: Collection[str] = ()) -> dict[str, Any]:

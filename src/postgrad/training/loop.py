@@ -52,6 +52,7 @@ def train(
     fabric: Fabric | None = None,
     label: str = "training",
     companions: Sequence[Companion] = (),
+    beside: Sequence[nn.Parameter] = (),
     after_look: Callable[[History], bool] | None = None,
 ) -> History:
     """Train `model` in place.
@@ -72,7 +73,8 @@ def train(
     With a `directory` the learning curve and a checkpoint (every half minute, at the end, and on Ctrl-C) are kept
     there; `resume` goes on from that checkpoint, to the same bits as without the interruption, and returns at once if
     the training was over. `fabric` defaults to one process on the device that the model is on. `companions` are told
-    of each step and kept in checkpoints. `after_look` is called after each validation, with the history up to it and
+    of each step and kept in checkpoints. `beside` are parameters of the loss, which the optimizer trains beside the
+    model's; a companion keeps them. `after_look` is called after each validation, with the history up to it and
     the model as it is then; where it says True (in every process) the training rests there, and `resume` goes on. The
     model is left in evaluation mode.
 
@@ -89,6 +91,8 @@ def train(
             load_weights(model.eval(), saved["model"])
             return History(**saved["history"])
     budget = recipe.budget if saved is None else saved["budget"]
+    if beside and fabric is not None and fabric.world_size > 1:
+        raise UserError("training: a loss that has parameters of its own is trained in one process")
     if recipe.adaptive_clip is not None:
         adaptive_clip_grad()  # what is missing is said before anything is done
 
@@ -96,10 +100,10 @@ def train(
     batches = Batches(
         n, recipe.batch_size, seed, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size
     )
-    optimizer = recipe.make_optimizer(model.parameters())
+    optimizer = recipe.make_optimizer([*model.parameters(), *beside])
     network, stepper = fabric.setup(model.train(), optimizer)
     every = recipe.validation_interval(n)
-    training = Training(model, optimizer, fabric.strategy.precision, Stopwatch(fabric.device), recipe, n)
+    training = Training(model, optimizer, fabric.strategy.precision, Stopwatch(fabric.device), recipe, n, beside)
 
     def draw(step: int) -> tuple[Any, float]:
         indices, generator, weight = batches(step)

@@ -106,24 +106,37 @@ def make_optimizer(
         raise UserError(f"optimizer {name}: {error}; its options are {dict(options)}, its lr is {lr:g}") from error
 
 
-def names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
+def names_in_order(
+    optimizer: torch.optim.Optimizer, model: nn.Module, beside: Sequence[nn.Parameter] = ()
+) -> list[list[str]]:
     """The names of the parameters in each of an optimizer's groups, in the order in which its state is stored.
 
-    Those of a network that was changed on the way stand in another order than that of the network.
+    Those of a network that was changed on the way stand in another order than that of the network. `beside` are
+    parameters that are trained beside the network's.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in _named(model, beside).items()}
     return [[names.get(parameter, "") for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def put_in_order(optimizer: torch.optim.Optimizer, model: nn.Module, order: Sequence[Sequence[str]]) -> None:
+def put_in_order(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    order: Sequence[Sequence[str]],
+    beside: Sequence[nn.Parameter] = (),
+) -> None:
     """Put the parameters of a new optimizer, which has no state yet, in the order that `names_in_order` gave."""
-    parameters = dict(model.named_parameters())
+    parameters = _named(model, beside)
     there = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     stored = {parameters.get(name) for names in order for name in names}
     if len(order) != len(optimizer.param_groups) or there != stored:
         raise UserError("the checkpoint is of an optimizer with other parameters; make the same one")
     for group, names in zip(optimizer.param_groups, order, strict=True):
         group["params"] = [parameters[name] for name in names]
+
+
+def _named(model: nn.Module, beside: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
+    """All by name; no module is called as those beside the network are."""
+    return {**dict(model.named_parameters()), **{f"beside.{number}": each for number, each in enumerate(beside)}}
 
 
 def make_schedule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ class Training:
     watch: Stopwatch
     recipe: Recipe
     n: int
+    beside: Sequence[nn.Parameter] = ()
     schedule: LRScheduler | None = None
     position: Position = field(default_factory=Position)
     best_weights: dict[str, Tensor] | None = None
@@ -127,7 +129,7 @@ class Training:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "order": names_in_order(self.optimizer, self.model),
+            "order": names_in_order(self.optimizer, self.model, self.beside),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "precision": self.precision.state_dict(),
             "watch": self.watch.state_dict(),
@@ -140,7 +142,7 @@ class Training:
         self.start(state["position"]["total"])  # before the optimizer's state, since a new schedule sets the first rate
         load_weights(self.model, state["model"])
         if "order" in state:  # checkpoints of earlier versions have none
-            put_in_order(self.optimizer, self.model, state["order"])
+            put_in_order(self.optimizer, self.model, state["order"], self.beside)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
