@@ -21,6 +21,7 @@ from postgrad.cli.options import (
     PreprocessOptions,
     Repeated,
     Seed,
+    Spec,
     Time,
     given,
     preprocess_flags,
@@ -39,6 +40,12 @@ class RunOptions:
     """A YAML file with any settings of a training, and these; options given here take their place."""
     method: Annotated[Repeated, tyro.conf.arg(metavar="NAME[:KEY=VALUE,...]", help_behavior_hint="(repeatable)")] = ()
     """A method that is part of the training, such as powergrad:alpha=.25 or frn."""
+    teacher: Annotated[Repeated, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(repeatable)")] = ()
+    """What --method distillation learns from: RUN | RUN/ARM | FILE.pt2 | FILE.onnx; several are an ensemble."""
+    teacher_views: Count = None
+    """Ask the teacher beforehand, for N augmented views of each image. Default: at each step, for the view it shows."""
+    transfer: Spec = None
+    """More images to learn from: FILE.npz | folder:DIR; those without a label (or with label -1) need a teacher."""
     grow: Annotated[
         Repeated, tyro.conf.arg(metavar="EPOCH:OPERATION:KEY=VALUE,...", help_behavior_hint="(repeatable)")
     ] = ()

@@ -15,6 +15,7 @@ from torch import Tensor
 from postgrad.data.augmentation import Draws, augmented_pictures, draw
 from postgrad.data.containers import Images
 from postgrad.data.preprocessing import Augmentation, Preprocessing
+from postgrad.errors import UserError
 from postgrad.files import atomic_path, write_atomic
 from postgrad.methods._teacher import Teacher
 from postgrad.progress import progress
@@ -86,8 +87,10 @@ class Lessons:
         that goes on sees what it would have seen. The rows lie in a file for each view, float32, so that they are what
         the teacher said, mapped into memory. They are kept for this teacher, these images, this preprocessing,
         augmentation and seed; others are made anew, which is said. `cpu_seconds` is what the asking took, whoever did
-        it.
+        it. Raises `UserError` for a teacher whose word is a feature.
         """
+        if self.teacher_hint is not None:
+            raise UserError("teacher_views: a teacher's logits are kept, not its features; leave them out")
         key = self._key(seed)
         file = directory / "answers.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"key": key, "cpu_seconds": {}}

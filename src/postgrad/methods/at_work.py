@@ -80,7 +80,8 @@ class MethodsAtWork:
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """The mean loss of a batch of inputs (n, C, H, W), labels (n,) and what a teacher says, where there is one."""
-        inputs, labels, teacher = batch if len(batch) == 3 else (*batch, None)
+        inputs, labels = batch[:2]
+        teacher = batch[2] if len(batch) > 2 else None
         if (hint := self._hint) is None:
             return self.cross_entropy(network(inputs), labels, teacher)
         with feature(self._model, hint) as seen:

@@ -23,7 +23,13 @@ from pydantic import (
 from postgrad.errors import unknown_name
 from postgrad.files import write_atomic
 from postgrad.growth.words import parse_stages
-from postgrad.methods.registry import CONTROLS_OF_SHAPE, TRAINING_SHAPES, get_method, parse_method
+from postgrad.methods.registry import (
+    CONTROLS_OF_SHAPE,
+    LEARN_FROM_TEACHER,
+    TRAINING_SHAPES,
+    get_method,
+    parse_method,
+)
 from postgrad.units import parse_memory
 from postgrad.validation import read_yaml, validated
 
@@ -172,18 +178,47 @@ Stages = Annotated[dict[int, tuple[str, ...]], BeforeValidator(_stages)]
 """How many epochs are over -> what grows then, in the words of `postgrad.growth.words`."""
 
 
-class TrainingArm(BaseModel):
+def _words(value: Any) -> Any:
+    """Take one name as well as a list of names."""
+    return (value,) if isinstance(value, str) else value
+
+
+class _Taught(BaseModel):
+    """What a training learns from beside its images and labels.
+
+    `teacher` is a run, an arm or a checkpoint, several are an ensemble; `teacher_views` is the number of augmented
+    views of each image for which its answers are kept, None where it is asked at each step. `transfer` are images that
+    join the training's, with labels or without.
+    """
+
+    methods: Annotated[tuple[TrainingMethod, ...], BeforeValidator(_one_or_more)] = ()
+    teacher: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    teacher_views: PositiveInt | None = None
+    transfer: str | None = None
+
+    @model_validator(mode="after")
+    def _teacher_and_method(self) -> Self:
+        learns = [method.name for method in self.methods if method.name in LEARN_FROM_TEACHER]
+        if learns and not self.teacher:
+            raise ValueError(f"{learns[0]} needs a teacher: a run, an arm of one or a checkpoint, as in --teacher RUN")
+        if self.teacher and not learns:
+            raise ValueError("a teacher is learnt from by a method such as distillation; give --method distillation")
+        if self.teacher_views is not None and not self.teacher:
+            raise ValueError("teacher_views: there is no teacher; leave it out")
+        return self
+
+
+class TrainingArm(_Taught):
     """One way to train the network: with these methods, and with these settings in place of the study's.
 
     `training` holds fields of `postgrad.training.Recipe`, `growth` says what grows after which epoch. `model` is
-    another network than the study's, drawn anew. `time_of` names an arm: as many steps are taken as fit into the CPU
-    time of that. `against` names the arms that it is compared with; where it names none, that is the base, the training
-    as it is without any of this.
+    another network than the study's, drawn anew. `teacher`, `teacher_views` and `transfer` are those of `postgrad
+    train`. `time_of` names an arm: as many steps are taken as fit into the CPU time of that. `against` names the arms
+    that it is compared with; where it names none, that is the base, the training as it is without any of this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    methods: Annotated[tuple[TrainingMethod, ...], BeforeValidator(_one_or_more)] = ()
     training: dict[str, Any] = {}
     growth: Stages = {}
     model: str | None = None
@@ -195,7 +230,10 @@ class TrainingArm(BaseModel):
         grows = [f"after epoch {epoch} {', '.join(calls)}" for epoch, calls in self.growth.items()]
         of = [self.model] if self.model else []
         time = [f"for the time of {self.time_of}"] if self.time_of else []
-        return ", ".join([*of, *map(str, self.methods), *settings, *grows, *time]) or "the training as it is"
+        taught = [f"taught by {' and '.join(self.teacher)}"] if self.teacher else []
+        more = [f"with {self.transfer}"] if self.transfer else []
+        parts = [*of, *map(str, self.methods), *taught, *more, *settings, *grows, *time]
+        return ", ".join(parts) or "the training as it is"
 
 
 class RunConfig(BaseModel):
@@ -258,7 +296,7 @@ class RunConfig(BaseModel):
         return validated(cls, read_yaml(path), source=str(path))
 
 
-class TrainConfig(RunConfig):
+class TrainConfig(RunConfig, _Taught):
     """What `postgrad train` is told.
 
     `methods` are part of the training; `training` holds the fields of `postgrad.training.Recipe` that were chosen;
@@ -267,7 +305,6 @@ class TrainConfig(RunConfig):
 
     out: UserPath = Path("runs/train")
     seed: Annotated[int, Field(ge=0)] = 0
-    methods: Annotated[tuple[TrainingMethod, ...], BeforeValidator(_one_or_more)] = ()
     training: dict[str, Any] = {}
     growth: Stages = {}
 

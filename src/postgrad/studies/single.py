@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,6 @@ from torch import nn
 
 from postgrad.controls.tuning import accuracy_and_nll, batched
 from postgrad.data.datasets import Dataset, load_dataset
-from postgrad.data.preprocessing import augment
 from postgrad.data.splits import halves
 from postgrad.devices import pick_device
 from postgrad.errors import UserError
@@ -28,6 +29,7 @@ from postgrad.studies.config import TrainConfig
 from postgrad.studies.environment import environment
 from postgrad.studies.growing import growth_at_work, with_size
 from postgrad.studies.run import resumable, write_event
+from postgrad.studies.teaching import in_words, keep_answers, make_batches, with_transfer
 from postgrad.training import History, Recipe, train
 
 
@@ -73,11 +75,9 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
     preprocess, augmentation, _ = resolve_preprocessing(config.preprocess_flags(), model, dataset)
     parts = halves(dataset)
     assert dataset.train is not None
-    images = dataset.train.subset(torch.cat([parts.base_train, parts.method_train]))
+    own = dataset.train.subset(torch.cat([parts.base_train, parts.method_train]))
+    images = with_transfer(own, config, dataset, size=config.size, memory=config.memory)
     held_back = dataset.train.subset(torch.cat([parts.base_validation, parts.method_validation]))
-
-    def make_batch(indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        return augment(images.images[indices], preprocess, augmentation, generator), images.labels[indices]
 
     at_work = MethodsAtWork(
         model,
@@ -86,6 +86,8 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
         label_smoothing=recipe.label_smoothing,
         batches=InputBatches(images.images, preprocess, augmentation, recipe.batch_size, config.seed, device),
     )
+
+    make_batch = make_batches(images, at_work, config, dataset, preprocess, augmentation, device)
 
     def growth(event: Callable[..., None]) -> list[GrowthAtWork]:
         return growth_at_work(
@@ -106,6 +108,9 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
         return accuracy_and_nll(batched(network, preprocess, held_back.images), held_back.labels)
 
     def training(directory: Path) -> History:
+        if config.transfer is not None:
+            print(in_words(images, len(own)), file=sys.stderr)
+        asking = keep_answers(make_batch, config.teacher_views, directory / "teacher", seed=config.seed)
         history = train(
             model,
             n=len(images),
@@ -118,8 +123,9 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
             resume=config.resume is not None,
             label=f"training {config.model}",
             companions=[at_work, *growth(partial(write_event, directory))],
+            beside=at_work.parameters,
         )
         save(model, directory, preprocess=preprocess, class_names=dataset.class_names)
-        return history
+        return replace(history, cpu_seconds=history.cpu_seconds + asking)
 
     return training

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from postgrad.controls import Fitted
 from postgrad.controls.tuning import VALIDATION_IMAGES, accuracy_and_nll, batched
 from postgrad.data.datasets import Images
-from postgrad.data.preprocessing import augment
 from postgrad.errors import UserError
 from postgrad.files import write_atomic
 from postgrad.growth.at_work import GrowthAtWork
@@ -24,6 +22,7 @@ from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainingArm
 from postgrad.studies.growing import growth_at_work, with_size
 from postgrad.studies.seed_run import SeedRun
+from postgrad.studies.teaching import keep_answers, make_batches, with_transfer
 from postgrad.studies.trials import Trial
 from postgrad.training import DivergedError, History, Recipe, train
 
@@ -45,6 +44,8 @@ class _Attempt:
     lr: float
     trained_on: int
     directory: Path | None
+    asking: float = 0.0
+    """CPU seconds in which the teacher answered beforehand."""
 
 
 def fit_training(seed_run: SeedRun, trial: Trial, directory: Path) -> Trained:
@@ -78,7 +79,7 @@ def fit_training(seed_run: SeedRun, trial: Trial, directory: Path) -> Trained:
     of_rates = f" of {_listed(rates)}" if len(rates) > 1 else ""
     return Trained(
         best.model,
-        best.history.cpu_seconds,
+        best.history.cpu_seconds + best.asking,
         f"{trial.training}; learning rate {best.lr:g}{of_rates}, {best.history.steps} steps",
         trials,
         lr=best.lr,
@@ -94,7 +95,8 @@ def rehearse_training(seed_run: SeedRun, arm: TrainingArm) -> None:
     one_step = Recipe(**{**recipe.model_dump(), **few, "steps": 1, "batch_size": 4})
     if arm.growth:
         images = _fitted_on(seed_run)
-        model, methods, _ = _begun(seed_run, arm, recipe, images)
+        model, methods = _begun(seed_run, arm, recipe, images)
+        _make_batches(seed_run, arm, methods, images)
         for growth in _growth(seed_run, arm, model, methods, recipe, images, str(arm)):
             growth.rehearse()
     with warnings.catch_warnings():
@@ -142,8 +144,13 @@ def _train(
 ) -> _Attempt:
     run = seed_run.run
     images = _fitted_on(seed_run, n)
+    seen = _with_transfer(seed_run, arm, images, n)
     held_back = run.train.subset(torch.cat([run.halves.base_validation, run.halves.method_validation])[:n])
-    model, at_work, inputs = _begun(seed_run, arm, recipe, images)
+    model, at_work = _begun(seed_run, arm, recipe, seen)
+    make_batch = _make_batches(seed_run, arm, at_work, seen)
+    asking = 0.0
+    if directory is not None:
+        asking = keep_answers(make_batch, arm.teacher_views, directory.parent / "teacher", seed=seed_run.seed)
 
     def validate(network: nn.Module) -> dict[str, float]:
         on_training = _figures(seed_run, network, images)
@@ -152,8 +159,8 @@ def _train(
     growth = _growth(seed_run, arm, model, at_work, recipe, images, label)
     history = train(
         model,
-        n=len(images),
-        make_batch=lambda indices, generator: (inputs(indices, generator), images.labels[indices]),
+        n=len(seen),
+        make_batch=make_batch,
         loss=at_work.loss,
         recipe=recipe,
         seed=seed_run.seed,
@@ -162,8 +169,24 @@ def _train(
         resume=directory is not None,
         label=label,
         companions=[at_work, *growth],
+        beside=at_work.parameters,
     )
-    return _Attempt(model, history, validate(model), recipe.lr, min(VALIDATION_IMAGES, len(images)), directory)
+    trained_on = min(VALIDATION_IMAGES, len(images))
+    return _Attempt(model, history, validate(model), recipe.lr, trained_on, directory, asking)
+
+
+def _with_transfer(seed_run: SeedRun, arm: TrainingArm, images: Images, n: int | None) -> Images:
+    """The images with the arm's transfer images, or the first `n` of these, behind them."""
+    config = seed_run.run.config
+    seen = with_transfer(images, arm, seed_run.run.dataset, size=config.size, memory=config.memory)
+    return seen if n is None else seen.subset(torch.arange(min(len(seen), len(images) + n)))
+
+
+def _make_batches(seed_run: SeedRun, arm: TrainingArm, at_work: MethodsAtWork, images: Images) -> Any:
+    run = seed_run.run
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_run.seed)
+        return make_batches(images, at_work, arm, run.dataset, run.preprocess, run.augmentation, run.device)
 
 
 def _fitted_on(seed_run: SeedRun, n: int | None = None) -> Images:
@@ -172,15 +195,10 @@ def _fitted_on(seed_run: SeedRun, n: int | None = None) -> Images:
     return run.train.subset(torch.cat([run.halves.base_train, run.halves.method_train])[:n])
 
 
-def _begun(
-    seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, images: Images
-) -> tuple[nn.Module, MethodsAtWork, Callable[[Tensor, torch.Generator], Tensor]]:
-    """The network before its first step, the arm's methods at work on it, and the inputs of a step."""
+def _begun(seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, images: Images) -> tuple[nn.Module, MethodsAtWork]:
+    """The network before its first step, and the arm's methods at work on it."""
     run = seed_run.run
     model = deepcopy(run.own) if run.own is not None and arm.model is None else seed_run.fresh(arm.model)
-
-    def inputs(indices: Tensor, generator: torch.Generator) -> Tensor:
-        return augment(images.images[indices], run.preprocess, run.augmentation, generator)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_run.seed)
@@ -193,7 +211,7 @@ def _begun(
                 images.images, run.preprocess, run.augmentation, recipe.batch_size, seed_run.seed, run.device
             ),
         )
-    return model, at_work, inputs
+    return model, at_work
 
 
 def _growth(
