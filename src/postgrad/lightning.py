@@ -14,6 +14,7 @@ from postgrad.growth.operations import grow
 from postgrad.growth.words import parse_stages
 from postgrad.methods.at_work import MethodsAtWork
 from postgrad.methods.registry import get_method, parse_method
+from postgrad.models.network import evaluating
 from postgrad.training.optimizers import names_in_order, put_in_order
 
 prepare_torchvision()  # torchmetrics, which Lightning imports, imports torchvision
@@ -33,12 +34,19 @@ class TrainingMethods(Callback):
     optimizer, and their mean is what the module has when the training is over. Statistics of batch normalisation stay
     those of the training; `torch.optim.swa_utils.update_bn` makes them anew.
 
-    Raises `UserError` for unknown methods and options, for a module without such a loss, and for more than one
-    optimizer with an average of weights.
+    Distillation learns from `teacher`, a network that sees the inputs as the module does: the first element of a batch.
+    In validation the loss is then the cross-entropy.
+
+    >>> TrainingMethods("distillation:kind=dkd,T=4", teacher=teacher)
+
+    Raises `UserError` for unknown methods and options, for a module without such a loss, for more than one optimizer
+    with an average of weights, for distillation without a teacher, and for its kinds that compare features.
     """
 
-    def __init__(self, *methods: str) -> None:
+    def __init__(self, *methods: str, teacher: nn.Module | None = None) -> None:
         self._methods = [parse_method(word) for word in methods]
+        self._teacher = [teacher] if teacher is not None else []
+        self._word: list[Tensor] = []
         self._at_work: MethodsAtWork | None = None
         self._state: dict[str, Any] = {}
         self._step = 0
@@ -66,8 +74,14 @@ class TrainingMethods(Callback):
             )
         smoothing = places[0][2].label_smoothing if places else 0.0
         self._at_work = MethodsAtWork(pl_module, self._methods, steps_per_epoch=1, label_smoothing=smoothing)
+        if self._at_work.teacher_hint is not None:
+            raise UserError(
+                "distillation: features are compared by DistillationLoss in training_step, not by a callback"
+            )
+        if self._at_work.learns_from_teacher != bool(self._teacher):
+            raise UserError('distillation and its teacher belong together: TrainingMethods("distillation", teacher=…)')
         for parent, name, _ in places if losses else []:
-            setattr(parent, name, _Loss(self._at_work))
+            setattr(parent, name, _Loss(self._at_work, self._word))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin averages, and go on with what a checkpoint held."""
@@ -80,6 +94,12 @@ class TrainingMethods(Callback):
         if self._state:
             self._at_work.load_state_dict(self._state)
         self._step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ask the teacher."""
+        for teacher in self._teacher:
+            with evaluating(teacher.to(pl_module.device)), trainer.precision_plugin.forward_context():
+                self._word[:] = [teacher(_inputs(batch, "distillation"))]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """After a step of the optimizer, which with accumulation not every batch is."""
@@ -157,15 +177,10 @@ class GrowAt(Callback):
         epoch = trainer.current_epoch
         if epoch not in self._stages or epoch in self._grown:
             return
-        example = (
-            batch if isinstance(batch, Tensor) else next(iter(batch)) if isinstance(batch, (list, tuple)) else None
-        )
-        if not isinstance(example, Tensor):
-            raise UserError(f"growth: expected batches that are, or begin with, a tensor; got a {type(batch).__name__}")
         grow(
             self._find(pl_module),
             self._stages[epoch],
-            example=example,
+            example=_inputs(batch, "growth"),
             optimizer=trainer.optimizers[0],
             seed=self._seed,
         )
@@ -205,6 +220,14 @@ class GrowAt(Callback):
         return children[name]
 
 
+def _inputs(batch: Any, who: str) -> Tensor:
+    """A batch that is a tensor, or the first element of one."""
+    first = batch if isinstance(batch, Tensor) else next(iter(batch)) if isinstance(batch, (list, tuple)) else None
+    if not isinstance(first, Tensor):
+        raise UserError(f"{who}: expected batches that are, or begin with, a tensor; got a {type(batch).__name__}")
+    return first
+
+
 def _averages(callback: Callback) -> bool:
     """Whether a callback keeps a mean of the weights."""
     if isinstance(callback, TrainingMethods):
@@ -215,9 +238,12 @@ def _averages(callback: Callback) -> bool:
 class _Loss(nn.Module):
     """Stands where the module had its cross-entropy."""
 
-    def __init__(self, at_work: MethodsAtWork) -> None:
+    def __init__(self, at_work: MethodsAtWork, word: list[Tensor]) -> None:
         super().__init__()
         self._at_work = [at_work]  # in a list, so that it is no part of the module
+        self._word = word
 
     def forward(self, logits: Any, target: Any) -> Any:
-        return self._at_work[0].cross_entropy(logits, target)
+        if self._at_work[0].learns_from_teacher and not self.training:
+            return nn.functional.cross_entropy(logits, target)  # of a validation, of which no teacher is asked
+        return self._at_work[0].cross_entropy(logits, target, *self._word)

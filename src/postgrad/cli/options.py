@@ -75,6 +75,7 @@ def _numbers(word: str) -> tuple[float, ...]:
 # What is not given is None, so that a recipe's word stands where the command line is silent.
 Spec = Annotated[str | None, *converted(_text, "MODEL")]
 Name = Annotated[str | None, *converted(_text, "NAME")]
+Source = Annotated[str | None, *converted(_text, "FILE|folder:DIR")]
 Text = Annotated[str | None, *converted(_text, "TEXT")]
 Amount = Annotated[str | None, *converted(_text, "AMOUNT")]
 Time = Annotated[str | None, *converted(_text, "TIME")]

@@ -21,7 +21,7 @@ from postgrad.cli.options import (
     PreprocessOptions,
     Repeated,
     Seed,
-    Spec,
+    Source,
     Time,
     given,
     preprocess_flags,
@@ -44,7 +44,7 @@ class RunOptions:
     """What --method distillation learns from: RUN | RUN/ARM | FILE.pt2 | FILE.onnx; several are an ensemble."""
     teacher_views: Count = None
     """Ask the teacher beforehand, for N augmented views of each image. Default: at each step, for the view it shows."""
-    transfer: Spec = None
+    transfer: Source = None
     """More images to learn from: FILE.npz | folder:DIR; those without a label (or with label -1) need a teacher."""
     grow: Annotated[
         Repeated, tyro.conf.arg(metavar="EPOCH:OPERATION:KEY=VALUE,...", help_behavior_hint="(repeatable)")
