@@ -15,6 +15,7 @@ from postgrad.errors import UserError
 from postgrad.growth.operations import grow
 from postgrad.growth.words import parse_operation
 from postgrad.lightning import GrowAt, TrainingMethods
+from postgrad.methods.distillation import distillation_loss
 from postgrad.methods.weight_averages import ExponentialMovingAverage
 
 from lightning.pytorch import LightningModule, Trainer  # isort: skip, after torchvision is prepared
@@ -218,3 +219,35 @@ def test_growth_that_cannot_be_is_refused(tmp_path: Path) -> None:
     refused(Module(), "a mean of the weights is not carried over", "ema:decay=0.9")
     with pytest.raises(UserError, match="did you mean 'widen'"):
         GrowAt({1: ["widn:layer=0"]})
+
+
+def test_a_teacher_is_asked_of_each_batch(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(25, 3), nn.Dropout(0.5))
+    module, reference = Module(), Module()
+    callback = TrainingMethods("distillation:kind=kd,T=2", teacher=teacher)
+    trainer(tmp_path, callbacks=[callback], enable_checkpointing=False).fit(module, loader())
+    optimizer = reference.configure_optimizers()
+    for _ in range(2):
+        for x, y in loader():
+            loss = distillation_loss(reference(x), teacher.eval()(x), y, temperature=2, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    check_equal(module, reference)
+    x = torch.randn(4, 3)
+    module.eval()
+    assert torch.equal(
+        module.criterion(x, torch.arange(3).repeat(2)[:4]),
+        nn.functional.cross_entropy(x, torch.arange(3).repeat(2)[:4]),
+    )
+
+
+def test_distillation_without_its_teacher_is_refused(tmp_path: Path) -> None:
+    for methods, teacher in ((["distillation"], None), (["powergrad"], nn.Flatten())):
+        callback = TrainingMethods(*methods, teacher=teacher)
+        with pytest.raises(UserError, match="belong together"):
+            trainer(tmp_path, callbacks=[callback], enable_checkpointing=False).fit(Module(), loader())
+    features = TrainingMethods("distillation:kind=attention,hint=net.0", teacher=nn.Flatten())
+    with pytest.raises(UserError, match="in training_step"):
+        trainer(tmp_path, callbacks=[features], enable_checkpointing=False).fit(Module(), loader())

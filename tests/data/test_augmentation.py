@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from postgrad.data.augmentation import augmented_pictures, draw
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment, views
 from postgrad.errors import UserError
 
@@ -215,3 +217,43 @@ def test_augmentation_is_not_done_image_by_image() -> None:
         return time.process_time() - start
 
     assert len(images) / min(seconds() for _ in range(3)) > 10_000
+
+
+@settings(max_examples=60)
+@given(
+    height=st.integers(4, 9),
+    width=st.integers(4, 9),
+    size=st.sampled_from((None, 6)),
+    crop=st.sampled_from((None, 3, 4)),
+    pad=st.integers(0, 3),
+    flip=st.booleans(),
+    random=st.booleans(),
+    contrast=st.sampled_from((None, (0.2, 1.8))),
+)
+def test_the_centre_of_an_augmented_picture_is_what_augment_cuts(
+    height: int, width: int, size: int | None, crop: int | None, pad: int, flip: bool, random: bool, contrast: Any
+) -> None:
+    images = random_images(5, 3, height, width)
+    preprocessing = Preprocessing(size=size, crop=crop, per_image_standardise=True)
+    augmentation = Augmentation(pad=pad if random else 0, crop=random, flip=flip, contrast=contrast)
+    resized = preprocessing.resize(images)
+    pictures = augmented_pictures(
+        resized, preprocessing, augmentation, draw(resized, preprocessing, augmentation, generator(1))
+    )
+    assert pictures.shape == resized.shape
+    expected = augment(images, preprocessing, augmentation, generator(1))
+    inputs = preprocessing.standardise(preprocessing.centre_crop(pictures))
+    if random or flip:
+        assert torch.equal(inputs, expected)
+    else:  # there `augment` sums the same pixels as they lie in the whole image
+        torch.testing.assert_close(inputs, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_picture_is_the_image_shifted_with_zeros_of_the_padding_and_then_the_edge() -> None:
+    images = torch.arange(1, 17, dtype=torch.uint8).view(1, 1, 4, 4)
+    preprocessing, augmentation = Preprocessing(crop=2), Augmentation(pad=1, crop=True)
+    draws = draw(images, preprocessing, augmentation, generator())
+    corner = draws._replace(top=torch.tensor([0]), left=torch.tensor([4]))
+    (picture,) = augmented_pictures(images, preprocessing, augmentation, corner)[0].tolist()
+    # Two rows up and two columns right of the centre: one of padding, one more that repeats it.
+    assert picture == [[0, 0, 0, 0], [0, 0, 0, 0], [3, 4, 0, 0], [7, 8, 0, 0]]

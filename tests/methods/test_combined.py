@@ -37,6 +37,7 @@ MEANS = ("swa", "ema", "lawa")
 
 GENERATOR = torch.Generator().manual_seed(3)
 X, Y = torch.randn(24, 3, 8, 8, generator=GENERATOR), torch.randint(0, 5, (24,), generator=GENERATOR)
+TEACHER = torch.randn(24, 5, generator=GENERATOR)
 
 
 def network() -> nn.Module:
@@ -48,10 +49,11 @@ def trained(model: nn.Module, names: tuple[str, ...], directory: Path | None = N
     methods = [(name, OPTIONS.get(name, {})) for name in names]
     torch.manual_seed(1)
     at_work = MethodsAtWork(model, methods, steps_per_epoch=4, batches=[X])
+    parts = (X, Y, TEACHER) if at_work.learns_from_teacher else (X, Y)
     train(
         model,
         n=len(X),
-        make_batch=lambda indices, generator: (X[indices], Y[indices]),
+        make_batch=lambda indices, generator: tuple(part[indices] for part in parts),
         loss=at_work.loss,
         recipe=Recipe(steps=steps, batch_size=6, lr=0.01),
         seed=0,
