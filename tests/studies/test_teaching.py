@@ -13,16 +13,20 @@ import torch
 from postgrad import GradNet, load
 from postgrad.cli import main
 from postgrad.data.datasets import load_dataset
+from postgrad.errors import UserError
+from postgrad.studies.config import TrainConfig
 from postgrad.studies.run import ArmRecord
+from postgrad.studies.single import train_network
 from postgrad.studies.study import study
 from postgrad.studies.study_config import StudyConfig
 
 WORDS = ["train", "--model", "mlp", "--data", "digits", "--limit", "80", "--epochs", "2", "--quiet"]
 
 
-def trained(out: Path, *words: str) -> Any:
-    assert main([*WORDS, *words, "--out", str(out)]) == 0
-    return load(out)
+def trained(out: Path, **settings: Any) -> Any:
+    shared = {"model": "mlp", "data": "digits", "limit": 80, "threads": 1, "training": {"epochs": 2}, "out": out}
+    directory, _ = train_network(TrainConfig.model_validate(shared | settings))
+    return load(directory)
 
 
 def weights(network: torch.nn.Module) -> torch.Tensor:
@@ -32,7 +36,7 @@ def weights(network: torch.nn.Module) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("teachers") / "teacher"
-    trained(out, "--seed", "3", "--lr", "0.1")
+    trained(out, seed=3)
     return str(out)
 
 
@@ -57,18 +61,14 @@ def unlabelled(teacher: str) -> str:
 def test_a_teacher_changes_what_is_learnt(
     teacher: str, gradnet: str, unlabelled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = {
-        "alone": [],
-        "kd": ["--teacher", teacher, "--method", "distillation:T=4"],
-        "kd again": ["--teacher", teacher, "--method", "distillation:temperature=4"],
-        "dkd": ["--teacher", teacher, "--method", "distillation:kind=dkd,T=4"],
-        "ensemble": ["--teacher", teacher, "--teacher", gradnet, "--method", "distillation"],
-        "second stage": ["--teacher", gradnet, "--method", "distillation", "--teacher-views", "1"],
-        "fitnet": ["--teacher", teacher, "--method", "distillation:kind=fitnet,hint=l0"],
-        "transfer": ["--teacher", teacher, "--method", "distillation", "--transfer", unlabelled],
+    calls: dict[str, dict[str, Any]] = {
+        "alone": {},
+        "kd": {"teacher": teacher, "methods": "distillation:T=4"},
+        "ensemble": {"teacher": [teacher, gradnet], "methods": "distillation:T=4", "teacher_views": 1},
+        "fitnet": {"teacher": teacher, "methods": "distillation:kind=fitnet,hint=l0"},
+        "transfer": {"teacher": teacher, "methods": "distillation:T=4", "transfer": unlabelled},
     }
-    found = {name: weights(trained(tmp_path / name, *words)) for name, words in calls.items()}
-    assert torch.equal(found.pop("kd again"), found["kd"])
+    found = {name: weights(trained(tmp_path / name, **settings)) for name, settings in calls.items()}
     different = {bytes(each.numpy().tobytes()) for each in found.values()}
     assert len(different) == len(found)
     assert "30 transfer images, 30 of them without a label, join 72 training images" in capsys.readouterr().err
@@ -111,9 +111,9 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     kind: str, teacher: str, unlabelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = "distillation:kind=fitnet,hint=l0,teacher_hint=l1" if kind == "fitnet" else "distillation"
-    words = ["--teacher", teacher, "--method", method, "--transfer", unlabelled, "--lr", "0.001"]
-    words += ["--teacher-views", "2"] if kind == "kept" else []
-    undisturbed = trained(tmp_path / "undisturbed", *words)
+    settings: dict[str, Any] = {"teacher": teacher, "methods": method, "transfer": unlabelled}
+    settings |= {"teacher_views": 2} if kind == "kept" else {}
+    undisturbed = trained(tmp_path / "undisturbed", **settings)
     real, calls = torch.nn.functional.cross_entropy, 0
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -126,37 +126,87 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr("postgrad.training.loop.SAVE_EVERY_SECONDS", -1.0)
         patch.setattr("torch.nn.functional.cross_entropy", interrupted)
-        assert main([*WORDS, *words, "--out", str(tmp_path / "run")]) == 130
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "run", **settings)
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    assert main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
-    assert torch.equal(weights(load(tmp_path / "run")), weights(undisturbed))
+    resumed = trained(tmp_path, **settings, resume=tmp_path / "run")
+    assert torch.equal(weights(resumed), weights(undisturbed))
 
 
-def test_arms_of_a_study_have_teachers_and_transfer_images(teacher: str, unlabelled: str, tmp_path: Path) -> None:
-    kept = {"methods": "distillation:T=2", "teacher": teacher, "teacher_views": 2, "transfer": unlabelled}
-    arms = {
-        "soft": {"methods": "distillation:T=2", "teacher": teacher},
-        "kept": kept | {"against": ["base", "soft"]},
-    }
-    steps = {f"seed0/control-same-time-kept/training-{number}": 2 for number in (0, 1)}
+def test_the_command_line_names_teacher_transfer_images_and_views(
+    teacher: str, unlabelled: str, tmp_path: Path
+) -> None:
+    words = ["--teacher", teacher, "--teacher", teacher, "--method", "distillation:kind=dkd,T=2"]
+    words += ["--transfer", unlabelled, "--teacher-views", "3"]
+    assert main([*WORDS, *words, "--out", str(tmp_path / "net")]) == 0
+    config = TrainConfig.load(tmp_path / "net" / "config.yaml")
+    assert config.teacher == (teacher, teacher)
+    assert (config.methods[0].options, config.transfer) == ({"kind": "dkd", "temperature": 2}, unlabelled)
+    assert np.load(tmp_path / "net" / "teacher" / "answers-2.npy").shape == (72 + 30, 10)
+
+
+@pytest.fixture(scope="module")
+def studied(teacher: str, unlabelled: str) -> Path:
+    """A study of one arm whose temperature is tuned, at two rates and for two seeds."""
+    arm = {"methods": "distillation:kind=dkd", "tune": {"temperature": [1, 8]}, "teacher": teacher}
+    steps = {f"seed{seed}/control-same-time/training-{number}": 2 for seed in (0, 1) for number in (0, 1)}
     content = {
-        "data": "digits", "model": "mlp", "limit": 80, "seeds": 1, "threads": 1, "steps": steps, "arms": arms,
-        "training": {"epochs": 1, "batch_size": 16}, "rates": [0.001, 0.05], "out": tmp_path / "run",
+        "data": "digits", "model": "mlp", "limit": 80, "seeds": 2, "threads": 1, "steps": steps,
+        "arms": {"kept": arm | {"teacher_views": 2, "transfer": unlabelled}}, "rates": [0.001, 0.01],
+        "training": {"epochs": 1, "batch_size": 16}, "out": Path(teacher).with_name("study"),
     }  # fmt: skip
     ended = study(StudyConfig.model_validate(content), workers=0)
     assert ended.failures == []
-    record = ArmRecord.read(ended.directory / "kept")
+    return ended.directory
+
+
+def test_an_arm_of_a_study_has_a_teacher_and_transfer_images(studied: Path) -> None:
+    record = ArmRecord.read(studied / "kept")
     assert record is not None
     assert "taught by" in record.description
     assert record.on_training is not None
-    assert record.on_training["images"] == 72
-    asking = json.loads((ended.directory / "kept" / "teacher" / "answers.json").read_text())["cpu_seconds"]
+    assert record.on_training["images"] == 72  # those with labels
+    asking = json.loads((studied / "kept" / "teacher" / "answers.json").read_text())["cpu_seconds"]
     assert set(asking) == {"0", "1"}
-    chosen = next(trial for trial in record.trials if trial["lr"] == record.lr)
+    chosen = next(t for t in record.trials if (t["lr"], t["temperature"]) == (record.lr, record.tuned["temperature"]))
     assert record.cpu_seconds == pytest.approx(chosen["cpu_seconds"] + sum(asking.values()))
-    networks = [weights(load(ended.directory / arm)) for arm in ("base", "soft", "kept")]
-    assert not torch.equal(networks[0], networks[1])
-    assert not torch.equal(networks[1], networks[2])
+    assert not torch.equal(weights(load(studied / "base")), weights(load(studied / "kept")))
+
+
+def test_options_in_question_are_chosen_on_the_first_seed_as_the_rate_is(studied: Path) -> None:
+    first, second = ArmRecord.read(studied / "kept"), ArmRecord.read(studied / "seed-1" / "kept")
+    assert first is not None
+    assert second is not None
+    tried = [(trial["temperature"], trial["lr"]) for trial in first.trials]
+    assert tried == [(1, 0.001), (1, 0.01), (8, 0.001), (8, 0.01)]
+    favoured = max(first.trials, key=lambda trial: (trial["accuracy"], -trial["nll"]))
+    assert (first.lr, first.tuned) == (favoured["lr"], {"temperature": favoured["temperature"]})
+    assert (second.lr, second.tuned) == (first.lr, first.tuned)
+    assert [(trial["temperature"], trial["lr"]) for trial in second.trials] == [(first.tuned["temperature"], first.lr)]
+
+
+@pytest.mark.parametrize(
+    ("arm", "hint"),
+    [
+        ({"methods": ["frn", "ema"], "tune": {"decay": [0.9]}}, "an arm of one method"),
+        ({"methods": "ema", "tune": {"decay": []}}, "the values in question"),
+        ({"methods": "ema:decay=0.9", "tune": {"decay": [0.9]}}, "decay is an option of the method already"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(arm: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        StudyConfig.model_validate({"arms": {"arm": arm}})
+
+
+def test_an_option_in_question_that_there_is_not_is_refused() -> None:
+    content = {
+        "data": "digits",
+        "model": "mlp",
+        "limit": 80,
+        "arms": {"arm": {"methods": "ema", "tune": {"decy": [1]}}},
+    }
+    with pytest.raises(UserError, match="did you mean 'decay'"):
+        study(StudyConfig.model_validate(content), workers=0)
 
 
 def test_a_study_of_an_arm_without_its_teacher_is_refused() -> None:

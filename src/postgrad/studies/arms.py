@@ -87,6 +87,7 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
         control_for=[method.label] if method and trial.kind == "control" else list(trial.control_for),
         against=list(trial.against),
         lr=trained.lr if trained else None,
+        tuned=trained.tuned if trained else {},
         on_training=trained.on_training if trained else None,
         warnings=of_arm.warnings,
         augmented_accuracy=augmented_accuracy(seed_run, fitted.model) if trial.kind == "base" and not trained else None,

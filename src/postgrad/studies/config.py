@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -213,8 +214,10 @@ class TrainingArm(_Taught):
 
     `training` holds fields of `postgrad.training.Recipe`, `growth` says what grows after which epoch. `model` is
     another network than the study's, drawn anew. `teacher`, `teacher_views` and `transfer` are those of `postgrad
-    train`. `time_of` names an arm: as many steps are taken as fit into the CPU time of that. `against` names the arms
-    that it is compared with; where it names none, that is the base, the training as it is without any of this.
+    train`. `tune` names options of its method with the values in question, which are chosen as the learning rate is:
+    each is tried at each rate on the first seed, and what the validation images favour is taken. `time_of` names an
+    arm: as many steps are taken as fit into the CPU time of that. `against` names the arms that it is compared with;
+    where it names none, that is the base, the training as it is without any of this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -222,8 +225,32 @@ class TrainingArm(_Taught):
     training: dict[str, Any] = {}
     growth: Stages = {}
     model: str | None = None
+    tune: dict[str, tuple[Any, ...]] = {}
     time_of: str | None = None
     against: Names = ()
+
+    @model_validator(mode="after")
+    def _tunes_its_method(self) -> Self:
+        if not self.tune:
+            return self
+        if len(self.methods) != 1 or not all(self.tune.values()):
+            raise ValueError("tune: expected an arm of one method, and for each of its options the values in question")
+        if twice := self.tune.keys() & self.methods[0].options.keys():
+            raise ValueError(f"tune: {', '.join(sorted(twice))} is an option of the method already; leave one out")
+        return self
+
+    def tries(self) -> list[dict[str, Any]]:
+        """The options in question, one combination after the other; where nothing is tuned, one without any."""
+        combinations = itertools.product(*self.tune.values())
+        return [dict(zip(self.tune, values, strict=True)) for values in combinations]
+
+    def at(self, options: Mapping[str, Any]) -> TrainingArm:
+        """The same arm with these options of its method, and nothing left to tune."""
+        methods = tuple(
+            each.model_copy(update={"options": {**each.options, **options}}) if options else each
+            for each in self.methods
+        )
+        return self.model_copy(update={"methods": methods, "tune": {}})
 
     def __str__(self) -> str:
         settings = [f"{name}={value}" for name, value in self.training.items()]
@@ -232,7 +259,8 @@ class TrainingArm(_Taught):
         time = [f"for the time of {self.time_of}"] if self.time_of else []
         taught = [f"taught by {' and '.join(self.teacher)}"] if self.teacher else []
         more = [f"with {self.transfer}"] if self.transfer else []
-        parts = [*of, *map(str, self.methods), *taught, *more, *settings, *grows, *time]
+        tuned = [f"{name} of {', '.join(map(str, values))}" for name, values in self.tune.items()]
+        parts = [*of, *map(str, self.methods), *tuned, *taught, *more, *settings, *grows, *time]
         return ", ".join(parts) or "the training as it is"
 
 

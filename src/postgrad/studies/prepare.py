@@ -36,7 +36,8 @@ def prepare(config: ComparisonConfig) -> Run:
 
     >>> run = prepare(ImproveConfig(data="digits"))
     """
-    trained_with = [method for arm in config.training_arms().values() for method in arm.methods]
+    trainings = config.training_arms().values()
+    trained_with = [method for arm in trainings for options in arm.tries() for method in arm.at(options).methods]
     for method in (*config.method_arms(), *trained_with):
         check_options(method.name, method.options)
     if config.threads is not None:

@@ -123,6 +123,8 @@ class ArmRecord:
     """The arms that a training is compared with; a second-stage method is with the base and its controls."""
     lr: float | None = None
     """Of a training in a study of them: the learning rate, chosen on validation images."""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """The same of the options of its method that were in question."""
     on_training: dict[str, Any] | None = None
     """Of such a training: the accuracy on images that it was trained on, and on how many of them."""
     temperature: float | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Trained(Fitted):
     lr: float = 0.0
     seconds: float = 0.0
     on_training: dict[str, Any] | None = None
+    tuned: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class _Attempt:
     lr: float
     trained_on: int
     directory: Path | None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of its method, as far as they were in question."""
     asking: float = 0.0
     """CPU seconds in which the teacher answered beforehand."""
 
@@ -51,38 +55,41 @@ class _Attempt:
 def fit_training(seed_run: SeedRun, trial: Trial, directory: Path) -> Trained:
     """Train at each learning rate in question, and keep the network that the validation images favour.
 
-    On the first seed these are the study's `rates`, on others the one that was chosen there. A control of the same time
-    gets as many steps as fit into the time of its method, at each rate.
+    On the first seed these are the study's `rates`, on others the one that was chosen there; so with the options that
+    the arm is to `tune`. A control of the same time gets as many steps as fit into its method's time, at each rate.
     """
     assert trial.training is not None
-    rates = _rates(seed_run, trial)
+    rates, tries = _in_question(seed_run, trial)
     attempts: list[_Attempt] = []
     trials: list[dict[str, Any]] = []
-    for number, lr in enumerate(rates):
+    for number, (options, lr) in enumerate(itertools.product(tries, rates)):
         key = f"seed{trial.seed}/{trial.arm}/training-{number}"
         recipe = _recipe(seed_run, trial, lr, key)
+        place, tried = directory / f"training-{number}", {"lr": lr, **options}
         try:
-            attempt = _train(seed_run, trial.training, recipe, directory / f"training-{number}", key)
+            attempt = _train(seed_run, trial.training.at(options), recipe, place, key)
         except DivergedError as error:
-            if len(rates) == 1:
+            if len(rates) * len(tries) == 1:
                 raise
-            trials.append({"lr": lr, "diverged": str(error)})
+            trials.append({**tried, "diverged": str(error)})
             continue
-        attempts.append(attempt)
+        attempts.append(replace(attempt, options=options))
         seed_run.run.steps[key] = attempt.history.steps
-        trials.append({"lr": lr, "cpu_seconds": attempt.history.cpu_seconds, **attempt.figures})
+        trials.append({**tried, "cpu_seconds": attempt.history.cpu_seconds, **attempt.figures})
     if not attempts:
         raise UserError(f"{trial.arm}: the loss became infinite at every learning rate ({_listed(rates)})")
     best = max(attempts, key=lambda attempt: (attempt.figures["accuracy"], -attempt.figures["nll"]))
     assert best.directory is not None
     write_atomic(directory / "metrics.csv", (best.directory / "metrics.csv").read_bytes())
+    chosen = "".join(f"{name} {value}, " for name, value in best.options.items())
     of_rates = f" of {_listed(rates)}" if len(rates) > 1 else ""
     return Trained(
         best.model,
         best.history.cpu_seconds + best.asking,
-        f"{trial.training}; learning rate {best.lr:g}{of_rates}, {best.history.steps} steps",
+        f"{trial.training}; {chosen}learning rate {best.lr:g}{of_rates}, {best.history.steps} steps",
         trials,
         lr=best.lr,
+        tuned=best.options,
         seconds=best.history.wall_seconds,
         on_training={"train_accuracy": best.figures["train_accuracy"], "images": best.trained_on},
     )
@@ -101,17 +108,21 @@ def rehearse_training(seed_run: SeedRun, arm: TrainingArm) -> None:
             growth.rehearse()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an epoch of one step; the training itself has the last word
-        _train(seed_run, arm.model_copy(update={"growth": {}}), one_step, None, str(arm), n=4)
+        for options in arm.tries():
+            once = arm.at(options).model_copy(update={"growth": {}})
+            _train(seed_run, once, one_step, None, str(arm), n=4)
 
 
-def _rates(seed_run: SeedRun, trial: Trial) -> tuple[float, ...]:
+def _in_question(seed_run: SeedRun, trial: Trial) -> tuple[tuple[float, ...], list[dict[str, Any]]]:
+    """Learning rates and options of the method: all of them on the first seed, and later what was chosen there."""
     config: Any = seed_run.run.config
+    assert trial.training is not None
     if trial.tuned_on is None:
-        assert trial.training is not None
-        return config.rates or (recipe_with(config.model, _settings(seed_run, trial.training)).lr,)
-    lr = SeedRun(seed_run.run, trial.tuned_on).record(trial.arm).lr
-    assert lr is not None
-    return (lr,)
+        rates = config.rates or (recipe_with(config.model, _settings(seed_run, trial.training)).lr,)
+        return rates, trial.training.tries()
+    chosen = SeedRun(seed_run.run, trial.tuned_on).record(trial.arm)
+    assert chosen.lr is not None
+    return (chosen.lr,), [chosen.tuned]
 
 
 def _listed(rates: tuple[float, ...]) -> str:
@@ -172,7 +183,7 @@ def _train(
         beside=at_work.parameters,
     )
     trained_on = min(VALIDATION_IMAGES, len(images))
-    return _Attempt(model, history, validate(model), recipe.lr, trained_on, directory, asking)
+    return _Attempt(model, history, validate(model), recipe.lr, trained_on, directory, asking=asking)
 
 
 def _with_transfer(seed_run: SeedRun, arm: TrainingArm, images: Images, n: int | None) -> Images:
