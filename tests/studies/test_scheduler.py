@@ -117,6 +117,19 @@ def test_a_failure_touches_only_what_needs_it() -> None:
     assert set(ours.finished) | set(ours.failed) == set(ours.trials)
 
 
+def test_a_training_that_fails_on_the_first_seed_takes_all_that_stands_on_it() -> None:
+    """Its other seeds, whose rate it was to find, and the controls of these too; or the study would wait for ever."""
+    config = {"arms": {"ema": "ema:decay=0.5", "other": "ema:decay=0.9"}, "seeds": 3}
+    there = Board(trials(StudyConfig.model_validate(config)))
+    first = next(trial for trial in there.trials if trial.arm == "ema")
+    workers = Workers(lambda trial: Outcome("failed", 1.0, "infinite") if trial == first else DONE)
+    run_trials(there, workers, silent)
+    assert {(trial.seed, trial.arm) for trial in there.failed} == {
+        (seed, arm) for seed in range(3) for arm in ("ema", "control-same-time-ema")
+    }
+    assert len(there.finished) == 9
+
+
 def test_a_base_that_fails_takes_its_seed_with_it_and_no_other() -> None:
     ours = board()
     run_trials(

@@ -13,7 +13,7 @@ from postgrad.studies.study_config import StudyConfig
 from postgrad.studies.trials import trials
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes" / "training").glob("*.yaml"))
+RECIPES = sorted(path for folder in ("training", "distillation") for path in (ROOT / "recipes" / folder).glob("*.yaml"))
 GROWTH = sorted((ROOT / "recipes" / "growth").glob("*.yaml"))
 
 
@@ -34,7 +34,7 @@ def test_a_recipe_tests_its_claims(path: Path, monkeypatch: pytest.MonkeyPatch) 
             assert method.kind == "method"
             assert len(method.against) >= 2, "a reference and a fair control"
     assert path.stem == config.out.name
-    assert f"postgrad study recipes/training/{path.name}" in path.read_text(encoding="utf-8")
+    assert f"postgrad study recipes/{path.parent.name}/{path.name}" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", GROWTH, ids=lambda path: path.stem)

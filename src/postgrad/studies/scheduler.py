@@ -121,10 +121,13 @@ class Board:
         return running, self._losses[running.trial]
 
     def give_up(self, trial: Trial, reason: str) -> None:
-        """A trial is not tried again, nor are those that need it; an arm's needs name all that it stands on."""
+        """A trial is not tried again, nor are those that need it, nor those that need these."""
         self.failed[trial] = reason
-        for other in self._dependents(trial):
-            self.failed.setdefault(other, f"not begun: it needs {trial}, which failed")
+        others = [other for other in self._dependents(trial) if other not in self.failed]
+        for other in others:
+            self.failed[other] = f"not begun: it needs {trial}, which failed"
+        for other in others:
+            self.give_up(other, self.failed[other])
 
     def _find_ready(self) -> None:
         finished = {(trial.seed, trial.arm) for trial in self.finished}
