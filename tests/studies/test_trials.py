@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postgrad.methods.registry import CONTROLS_OF_SHAPE, METHODS
+from postgrad.methods.registry import CONTROLS_OF_SHAPE, LEARN_FROM_TEACHER, METHODS
 from postgrad.studies.config import CONTROLS, ImproveConfig
 from postgrad.studies.study_config import StudyConfig
 from postgrad.studies.trials import Trial, trials
@@ -60,7 +60,9 @@ def test_every_trial_comes_once_and_after_what_it_needs(names: list[str], seeds:
 def test_every_method_has_the_controls_of_its_shape() -> None:
     for method in METHODS.values():
         asked_for = CONTROLS_OF_SHAPE[method.shape]
-        config = StudyConfig.model_validate({"arms": {"arm": method.name}})
+        taught = {"methods": method.name, "teacher": "runs/teacher"}
+        arm = taught if method.name in LEARN_FROM_TEACHER else method.name
+        config = StudyConfig.model_validate({"arms": {"arm": arm}})
         made = {trial.control for trial in trials(config) if trial.kind == "control"}
         assert made == set(asked_for)
 
