@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from postgrad.growth.transfer import transfer as transfer
     from postgrad.growth.transfer import transfer_average as transfer_average
     from postgrad.growth.width import widen as widen
+    from postgrad.methods.distillation import DistillationLoss as DistillationLoss
+    from postgrad.methods.distillation import attention_transfer_loss as attention_transfer_loss
+    from postgrad.methods.distillation import distillation_loss as distillation_loss
     from postgrad.methods.edges import edge_importance as edge_importance
     from postgrad.methods.edges import important_edges as important_edges
     from postgrad.methods.edges import training_only as training_only
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Certificate": "postgrad.growth.certificate",
+    "DistillationLoss": "postgrad.methods.distillation",
     "ExponentialMovingAverage": "postgrad.methods.weight_averages",
     "FilterResponseNorm": "postgrad.methods.frn",
     "FilterResponseNormTLU": "postgrad.methods.frn",
@@ -72,10 +76,12 @@ _PUBLIC = {
     "apply_frn": "postgrad.methods.frn",
     "apply_mimicnorm": "postgrad.methods.mimicnorm",
     "apply_norm": "postgrad.methods.norm",
+    "attention_transfer_loss": "postgrad.methods.distillation",
     "bake_mimicnorm": "postgrad.methods.mimicnorm",
     "branch": "postgrad.growth.topology",
     "create_model": "postgrad.models.registry",
     "deepen": "postgrad.growth.depth",
+    "distillation_loss": "postgrad.methods.distillation",
     "edge_importance": "postgrad.methods.edges",
     "group_layer": "postgrad.growth.approximate",
     "grow_kernel": "postgrad.growth.kernels",
@@ -99,6 +105,7 @@ _PUBLIC = {
 
 __all__ = [
     "Certificate",
+    "DistillationLoss",
     "ExponentialMovingAverage",
     "FilterResponseNorm",
     "FilterResponseNormTLU",
@@ -119,10 +126,12 @@ __all__ = [
     "apply_frn",
     "apply_mimicnorm",
     "apply_norm",
+    "attention_transfer_loss",
     "bake_mimicnorm",
     "branch",
     "create_model",
     "deepen",
+    "distillation_loss",
     "edge_importance",
     "group_layer",
     "grow_kernel",
