@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
@@ -130,16 +131,30 @@ def null_study(generator: np.random.Generator, arms: list[str], gain: float = 0.
     return studies
 
 
-def false_alarms(*, adjusted: bool) -> tuple[float, float]:
-    """Of 1,000 null studies the share that finds a difference from the base, and from any of three controls."""
-    generator, arms = np.random.default_rng(0), ["method", "base", "control-a", "control-b", "control-c"]
-    against_base = against_controls = 0
+@functools.cache
+def null_p_values() -> list[list[float]]:
+    """Of 1,000 null studies what the comparison with the base, and those with three controls, come to."""
+    generator, arms, found = np.random.default_rng(0), ["method", "base", "control-a", "control-b", "control-c"], []
     for _ in range(1000):
         shares = {arm: np.mean(seeds, axis=1) for arm, seeds in null_study(generator, arms).items()}
-        base, *controls = (statistics.paired_t(shares["method"], shares[arm]) for arm in arms[1:])
+        found.append([statistics.paired_t(shares["method"], shares[arm]) for arm in arms[1:]])
+    return found
+
+
+def false_alarms(*, adjusted: bool) -> tuple[float, float]:
+    """Of 1,000 null studies the share that finds a difference from the base, and from any of three controls."""
+    against_base = against_controls = 0
+    for base, *controls in null_p_values():
         against_base += base < 0.05
         against_controls += min(statistics.holm(controls) if adjusted else controls) < 0.05
     return against_base / 1000, against_controls / 1000
+
+
+@pytest.fixture
+def _verdicts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what stands beside a verdict and takes far longer."""
+    monkeypatch.setattr(statistics, "_over_images", lambda pairs: {})
+    monkeypatch.setattr(statistics, "wilcoxon", lambda a, b: 1.0)
 
 
 def test_a_thousand_null_studies_keep_their_level() -> None:
@@ -154,8 +169,8 @@ def test_without_holm_the_level_is_lost() -> None:
 
 
 @pytest.mark.slow
-def test_the_verdicts_of_a_thousand_null_studies_keep_their_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "_over_images", lambda pairs: {})  # stands beside a verdict, and takes long
+@pytest.mark.usefixtures("_verdicts_alone")
+def test_the_verdicts_of_a_thousand_null_studies_keep_their_level() -> None:
     generator, arms = np.random.default_rng(0), ["method", "base", "control-a", "control-b", "control-c"]
     against_base = against_controls = 0
     for _ in range(1000):
@@ -179,6 +194,7 @@ def test_the_detectable_difference_is_what_the_page_on_studies_says(n: int, cont
     assert statistics.detectable_difference(1.0, n, significance=0.05 / controls) == pytest.approx(spreads, abs=0.05)
 
 
+@pytest.mark.usefixtures("_verdicts_alone")
 def test_a_study_says_what_it_could_have_seen() -> None:
     """The median of what null studies say they could see is what a real gain must have to be found in most of them."""
     generator = np.random.default_rng(1)

@@ -16,9 +16,11 @@ import torch
 import yaml
 from disturbed import PATIENCE_SECONDS, probabilities_of, rows_of, wait_until
 
+from postgrad.cli import main
+
 pytestmark = pytest.mark.slow
 
-GRADNET_STEPS, FINAL_STEPS = 150, 1500
+GRADNET_STEPS, FINAL_STEPS = 150, 1000
 
 SAVES_OFTEN = "import sys, postgrad.training.loop as loop; loop.SAVE_EVERY_SECONDS = 0.1; "
 """Checkpoints come every half minute; a test that kills in the middle of a training cannot wait that long."""
@@ -28,7 +30,14 @@ SAVES_OFTEN = "import sys, postgrad.training.loop as loop; loop.SAVE_EVERY_SECON
 def settings(tmp_path_factory: pytest.TempPathFactory, few_steps: dict[str, int]) -> Path:
     """A config.yaml that holds step counts, as that of a finished run does; method and one control are long."""
     steps = few_steps | {"seed0/gradnet/training": GRADNET_STEPS, "seed0/control-finetune/training/final": FINAL_STEPS}
-    content: dict[str, Any] = {"model": "mlp", "data": "digits", "epochs": 1, "threads": 1, "steps": steps}
+    content: dict[str, Any] = {
+        "model": "mlp",
+        "data": "digits",
+        "limit": 200,
+        "epochs": 1,
+        "threads": 1,
+        "steps": steps,
+    }
     content["methods"] = ["gradnet:hidden=4+8+4,budget=10s"]
     file = tmp_path_factory.mktemp("settings") / "config.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -38,7 +47,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, few_steps: dict[str, int]
 @pytest.fixture(scope="module")
 def undisturbed(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    subprocess.run([*command(often=False), "--recipe", settings, "--out", out], check=True, env=environment())
+    assert main(["improve", "--quiet", "--recipe", str(settings), "--out", str(out)]) == 0
     return out
 
 
