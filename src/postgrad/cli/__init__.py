@@ -20,6 +20,7 @@ VERBS = {
     "train": ("postgrad.cli.train", "a network and data: a checkpoint"),
     "predict": ("postgrad.cli.predict", "a classifier and images: a CSV of classes and probabilities"),
     "score": ("postgrad.cli.score", "a classifier and test data: accuracy, calibration, cost"),
+    "sample": ("postgrad.cli.sample", "images from a classifier that is an energy model too, as pictures"),
     "edges": ("postgrad.cli.edges", "a network and data: its important edges, as a picture and as masks"),
     "grow": ("postgrad.cli.grow", "a trained network: a larger one that computes the same, with proof"),
     "search": ("postgrad.cli.search", "a small network and data: larger ones, bred by mutation with inherited weights"),

@@ -60,6 +60,8 @@ class BeyondOptions:
     """How far the attack may change each pixel, of pixels from 0 to 1, such as 8/255."""
     attack_images: Count = None
     """How many test images are attacked. Default: 100."""
+    purify: Count = None
+    """Refine each image by so many steps towards higher density before it is classified (for --method jem)."""
     seed: Seed = None
     """Of noises, corruptions and attacks. Default: 0."""
 
@@ -106,6 +108,8 @@ def _score(options: Options) -> dict[str, Any]:
 
     names = _checked_names(options)
     classifier, dataset = _loaded(options)
+    if options.beyond.purify is not None:
+        classifier = _purifying(classifier, options)
     extras = _extras(options, names, dataset)
     held_out, unfitted = _held_out(options, dataset)
     number_of = class_numbers(dataset, classifier.class_names)
@@ -182,6 +186,25 @@ def _loaded(options: Options) -> tuple[Any, Any]:
         return classifier, _dataset(options, size=classifier.preprocess.size)
     dataset = _dataset(options, size=flags.get("size"))
     return named_classifier(model, options.model, flags, device, dataset), dataset
+
+
+def _purifying(classifier: Any, options: Options) -> Any:
+    """The same network behind a refinement of each image."""
+    from postgrad.methods.energy_samples import PurifyingClassifier
+    from postgrad.models.network import NetworkClassifier
+
+    steps = options.beyond.purify
+    if options.beyond.attack is not None:
+        raise UserError("--attack does not go through --purify, so that it would say nothing; leave one of them out")
+    if not isinstance(classifier, NetworkClassifier) or steps is None:
+        raise UserError(f"--purify refines images for networks, {options.model.model} is something else; leave it out")
+    return PurifyingClassifier(
+        classifier.model,
+        preprocess=classifier.preprocess,
+        class_names=classifier.class_names,
+        device=str(classifier.device),
+        steps=steps,
+    )
 
 
 def _dataset(options: Options, *, size: int | None) -> Any:

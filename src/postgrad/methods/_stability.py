@@ -35,13 +35,15 @@ class Stability:
 
     The policy: weights and optimizer are those of the last good state, the learning rate is halved and so is
     `step_factor`, for the steps of the chains. Batches and random numbers are not drawn again: those that follow are
-    others. After three returns `DivergedError`, the network in its last good state.
+    others. After three returns `DivergedError`, the network with its best weights by validation accuracy, or else in
+    its last good state.
     """
 
     def __init__(self, model: nn.Module, *, told: Callable[..., None]) -> None:
         self._model, self._told = model, told
         self._optimizer: torch.optim.Optimizer | None = None
         self._good: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = None
         self._calm = True
         self._depth = 0
         self.step = 0
@@ -54,7 +56,8 @@ class Stability:
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the state as it is for a good one, and the optimizer for the one to slow down."""
-        self._optimizer = optimizer
+        self._optimizer, self._best = optimizer, None
+        self._calm, self.step, self.returns = True, 0, 0
         # Around each step, since schedules read the rate between steps, and some compute it from the first one.
         optimizer.register_step_pre_hook(lambda *_: self._enter())
         optimizer.register_step_post_hook(lambda *_: self._leave())
@@ -80,6 +83,8 @@ class Stability:
         load_weights(self._model, self._good["model"])
         self._optimizer.load_state_dict(copy.deepcopy(self._good["optimizer"]))
         if self.returns == RETRIES:
+            if self._best is not None:
+                load_weights(self._model, self._best["model"])
             raise DivergedError(
                 f"the energy model diverged at step {self.step + 1}, after {RETRIES} returns to a good state: "
                 f"{reason}; lower the learning rate or step_size, or raise energy_l2"
@@ -103,11 +108,23 @@ class Stability:
                 self._keep()
             self._calm = True
 
+    def looked(self, accuracy: float) -> None:
+        """Remember the weights as they are if this validation accuracy is the best so far."""
+        if self._best is None or accuracy > self._best["accuracy"]:
+            self._best = {"model": copy_of_weights(self._model), "accuracy": accuracy}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"good": self._good, "calm": self._calm, "step": self.step, "returns": self.returns}
+        return {
+            "good": self._good,
+            "best": self._best,
+            "calm": self._calm,
+            "step": self.step,
+            "returns": self.returns,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._good, self._calm, self.step, self.returns = (state[key] for key in ("good", "calm", "step", "returns"))
+        self._good, self._best, self._calm = state["good"], state["best"], state["calm"]
+        self.step, self.returns = state["step"], state["returns"]
 
     def _keep(self) -> None:
         if self._optimizer is not None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
 from postgrad.errors import UserError
 from postgrad.methods._feature import feature
+from postgrad.methods.jem import JEM
 from postgrad.methods.registry import LEARN_FROM_TEACHER, check_options, get_method
 from postgrad.models.network import evaluating
 from postgrad.training.state import copy_of_weights, load_weights
@@ -39,6 +40,7 @@ class MethodsAtWork:
         label_smoothing: of the loss, whichever it is.
         batches: inputs (n, C, H, W) as the training sees them, to be gone through more than once, for which batch
             normalisation's statistics are taken anew where other weights stand in place of those that it saw.
+        training_set: what a loss that draws images of its own draws them from (JEM).
 
     Raises `UserError` for two losses or two such means, and whatever the methods refuse.
     """
@@ -51,6 +53,7 @@ class MethodsAtWork:
         steps_per_epoch: int,
         label_smoothing: float = 0.0,
         batches: Iterable[Tensor] | None = None,
+        training_set: TrainingSet | None = None,
     ) -> None:
         chosen = [(get_method(name), check_options(name, dict(options))) for name, options in methods]
         losses = [(method, options) for method, options in chosen if method.shape == "loss"]
@@ -65,6 +68,9 @@ class MethodsAtWork:
         self._loss = losses[0] if losses else None
         self._weights = sorted(means, key=lambda mean: mean[0].name in kept)  # what is kept has the last word
         self._batches = batches
+        self._training_set = training_set
+        self.told: Callable[..., None] = lambda **_: None
+        """Is called with what happened where the training went back to an earlier state."""
         self.steps_per_epoch = steps_per_epoch
         self.changed = {
             method.name: method.load()(model, **options) for method, options in chosen if method.shape == "surgery"
@@ -81,6 +87,8 @@ class MethodsAtWork:
     def loss(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """The mean loss of a batch of inputs (n, C, H, W), labels (n,) and what a teacher says, where there is one."""
         inputs, labels = batch[:2]
+        if isinstance(self._cross_entropy, JEM):
+            return self._cross_entropy.loss(inputs, labels, network)
         teacher = batch[2] if len(batch) > 2 else None
         if (hint := self._hint) is None:
             return self.cross_entropy(network(inputs), labels, teacher)
@@ -92,6 +100,8 @@ class MethodsAtWork:
         self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None, student_feature: Tensor | None = None
     ) -> Tensor:
         """The same, of logits (n, C) and labels (n,)."""
+        if isinstance(self._cross_entropy, JEM):
+            raise UserError("jem: its loss needs the network and its inputs; take JEM(model, images, labels)")
         if not self.learns_from_teacher:
             return self._of(logits, labels)
         if teacher is None:
@@ -114,11 +124,15 @@ class MethodsAtWork:
     def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         if self.parameters:  # timing a step may have changed them
             self._cross_entropy.load_state_dict(self._first_of_loss)
+        elif isinstance(self._cross_entropy, JEM):
+            self._cross_entropy.begin(optimizer)
         else:
             self._cross_entropy = self._make_loss(steps)
         self._means = self._make_means(optimizer)
 
     def after_step(self) -> None:
+        if isinstance(self._cross_entropy, JEM):
+            self._cross_entropy.after_step()
         if self._changing_loss is not None:
             self._changing_loss.advance()
         for mean in self._means:
@@ -134,7 +148,7 @@ class MethodsAtWork:
         return {"loss": self._state_of_loss(), "means": [mean.state_dict() for mean in self._means]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if isinstance(self._cross_entropy, nn.Module):
+        if isinstance(self._cross_entropy, nn.Module | JEM):
             self._cross_entropy.load_state_dict(state["loss"])
         for mean, its_own in zip(self._means, state["means"], strict=True):
             mean.load_state_dict(its_own)
@@ -142,6 +156,11 @@ class MethodsAtWork:
     def _make_means(self, optimizer: torch.optim.Optimizer) -> list[Any]:
         settled = {"steps_per_epoch": self.steps_per_epoch, "batches": self._batches, "optimizer": optimizer}
         return [_call(method.load(), (self._model,), settled, options) for method, options in self._weights]
+
+    @property
+    def energy_model(self) -> JEM | None:
+        """The loss, if it makes an energy model of the network."""
+        return self._cross_entropy if isinstance(self._cross_entropy, JEM) else None
 
     @property
     def averages(self) -> bool:
@@ -170,7 +189,8 @@ class MethodsAtWork:
         return value
 
     def _state_of_loss(self) -> dict[str, Any]:
-        return self._cross_entropy.state_dict() if isinstance(self._cross_entropy, nn.Module) else {}
+        kept = isinstance(self._cross_entropy, nn.Module | JEM)
+        return self._cross_entropy.state_dict() if kept else {}
 
     @property
     def _changing_loss(self) -> Any:
@@ -181,10 +201,32 @@ class MethodsAtWork:
         if self._loss is None:
             return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
         method, options = self._loss
+        if method.load() is JEM and self._training_set is None:
+            raise UserError("jem: it draws training images by itself; take JEM(model, images, labels) in your own loop")
         settled: dict[str, Any] = {"label_smoothing": self._label_smoothing}
         if any(isinstance(value, tuple) for value in options.values()):  # from one value to another, over all steps
             settled["steps"] = steps
+        if (given := self._training_set) is not None:
+            settled |= {"images": given.images, "labels": given.labels, "augmented": given.augmented}
+            settled |= {"prepare": given.preprocess, "model": self._model, "told": lambda **what: self.told(**what)}
         return _call(method.load(), (), settled, options)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """All training images (N, C, H, W), their labels (N,), −1 where there is none, and what the network sees of them.
+
+    >>> TrainingSet(images, labels, preprocess, augmentation)
+    """
+
+    images: Tensor
+    labels: Tensor
+    preprocess: Preprocessing
+    augmentation: Augmentation
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """What the network sees of some in training; random numbers are torch's own."""
+        return augment(images, self.preprocess, self.augmentation, torch.default_generator)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def draw_images(
         shape: (C, H, W) of what the network sees.
         label: draws from p(x | y) by climbing that logit; None draws from p(x).
         chains: where a training left its own: n of them go on; with a label those that the network takes for it most.
-            Without any, chains begin at noise.
+            Where there are none, chains begin at noise.
         steps: of each chain; default: five times those of the training.
 
     Raises `UserError` for a network that standardises each image, for which black and white are no fixed values.
@@ -86,7 +86,7 @@ def draw_images(
     with bare(classifier.model, training=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         labels = None if label is None else torch.full((n,), label, device=classifier.device)
-        if chains is None:
+        if chains is None or not len(chains.images):
             start = torch.empty(n, *shape).uniform_(*IMAGE_RANGE, generator=generator)
         else:
             start = _as_range(chains.images[_chosen(classifier, seen, chains.images, n, label, generator)])

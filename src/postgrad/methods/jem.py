@@ -172,6 +172,7 @@ class JEM:
         self._stability = Stability(model, told=told)
         self._pending: str | None = None
         self._sums: dict[str, tuple[float, int]] = {}
+        self._random = torch.get_rng_state()
 
     def loss(self, inputs: Tensor, labels: Tensor, network: nn.Module | None = None) -> Tensor:
         """The loss of a batch (n, …) with labels (n,), −1 where there is none; draws samples.
@@ -188,14 +189,22 @@ class JEM:
             reason = self._stability.trouble(figures)
             if reason is None:
                 break
-        self._note(figures)
+        self._note({name: value for name, value in figures.items() if name != "loss"})
         if self._preset.sharpness is None:
             return value
         return sharpness_aware(network, lambda run: self._value(run, batch)[0], value, rho=self._preset.sharpness)
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
-        """Watch a training with this optimizer, and go back to a good state where it diverges."""
+        """Watch a training with this optimizer, and go back to a good state where it diverges.
+
+        Chains begin anew, and as they would have done had this been called at once.
+        """
+        self._pending, self._sums = None, {}
         self._stability.begin(optimizer)
+        if self.buffer is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(self._random)
+                self.buffer.renew()
 
     def after_step(self) -> None:
         """To be called after each step of the optimizer, before gradients are set to zero."""
@@ -204,6 +213,15 @@ class JEM:
         self._stability.after_step()
         if self._pending is None:
             self._note(figures)
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps the training has taken since `begin`, or in all."""
+        return self._stability.step
+
+    def looked(self, accuracy: float) -> None:
+        """Remember the weights as they are if this validation accuracy is the best so far."""
+        self._stability.looked(accuracy)
 
     def figures(self) -> dict[str, float]:
         """Means since the last call of what is watched, and how often the training went back.

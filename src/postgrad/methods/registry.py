@@ -28,11 +28,16 @@ CONTROLS_OF_SHAPE: dict[Shape, tuple[str, ...]] = {
 TRAINING_SHAPES: tuple[Shape, ...] = ("surgery", "loss", "weights")
 """Shapes of methods that are part of a network's training, and can be combined in one."""
 
-SETTLED = frozenset({"model", "optimizer", "steps_per_epoch", "batches"})
+SETTLED = frozenset(
+    {"model", "optimizer", "steps_per_epoch", "batches", "images", "labels", "prepare", "augmented", "told"}
+)
 """Parameters that the training settles which a method is part of, so that they are no options of it."""
 
 LEARN_FROM_TEACHER = frozenset({"distillation"})
 """Methods that need a teacher, which `--teacher` names."""
+
+LEARN_UNLABELLED = frozenset({"jem"})
+"""Methods that learn from images without a label, and without a teacher."""
 
 _SHORT = {"distillation": {"T": "temperature"}}
 """Options of methods under the names that papers give them."""
@@ -119,6 +124,21 @@ _ENTRIES = (
         ),
         licence="Apache-2.0; patents were not searched",
         target="postgrad.methods.distillation:DistillationLoss",
+    ),
+    Method(
+        name="jem",
+        title="JEM: a classifier that is also an energy model",
+        idea="Logits define log p(x) too; images are made likelier than samples that chains draw from the network.",
+        paper="arXiv:1912.03263",
+        shape="loss",
+        needs="images from −1 to 1, with labels or without; JEM itself a network without batch normalisation",
+        costs="5 (sada-jem) to 20 (jem) forward and backward passes more in each step; nothing at prediction",
+        failures=(
+            "diverges often, which is watched: training goes back to a good state, at most three times; a point or "
+            "more of accuracy; the same network with its temperature fitted is the control to beat"
+        ),
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.jem:JEM",
     ),
     Method(
         name="fixed_classifier",

@@ -41,6 +41,8 @@ def growth_at_work(
         return []
     if methods.averages:
         raise UserError("growth: a mean of the weights is not carried over the growth of its network; leave one out")
+    if methods.energy_model is not None:
+        raise UserError("growth: an energy model goes back to states of the network before it has grown; leave one out")
     if methods.parameters:
         raise UserError(
             "growth: what the loss learns of a layer does not fit it once that has grown; take another kind"

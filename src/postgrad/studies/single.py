@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,18 +20,19 @@ from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.files import fresh_directory, locked, write_atomic
 from postgrad.growth.at_work import GrowthAtWork
-from postgrad.methods.at_work import InputBatches, MethodsAtWork
+from postgrad.methods.at_work import InputBatches, MethodsAtWork, TrainingSet
 from postgrad.models.checkpoints import save
 from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
 from postgrad.models.weights import load_weights
 from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainConfig
+from postgrad.studies.energy import EPOCHS, check_range, is_energy_model, keep_chains, range_flags, say, watching
 from postgrad.studies.environment import environment
 from postgrad.studies.growing import growth_at_work, with_size
 from postgrad.studies.run import resumable, write_event
 from postgrad.studies.teaching import in_words, keep_answers, make_batches, with_transfer
-from postgrad.training import History, Recipe, train
+from postgrad.training import DivergedError, History, Recipe, train
 
 
 def train_network(config: TrainConfig) -> tuple[Path, History]:
@@ -58,7 +60,9 @@ def train_network(config: TrainConfig) -> tuple[Path, History]:
 
 def settled_recipe(config: TrainConfig) -> Recipe:
     """The base network's recipe with what `config.training` says in its place."""
-    return recipe_with(config.model, config.training)
+    said = {"epochs", "steps", "budget"} & config.training.keys()
+    default = {"epochs": EPOCHS} if is_energy_model(config.methods) and not said else {}
+    return recipe_with(config.model, default | config.training)
 
 
 def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable[[Path], History]:
@@ -72,7 +76,10 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
         load_weights(model, config.weights)
     device = pick_device(config.device)
     model.to(device)
-    preprocess, augmentation, _ = resolve_preprocessing(config.preprocess_flags(), model, dataset)
+    preprocess, augmentation, _ = resolve_preprocessing(
+        range_flags(config.methods, config.preprocess_flags()), model, dataset
+    )
+    check_range(config.methods, preprocess)
     parts = halves(dataset)
     assert dataset.train is not None
     own = dataset.train.subset(torch.cat([parts.base_train, parts.method_train]))
@@ -85,6 +92,7 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
         steps_per_epoch=recipe.steps_per_epoch(len(images)),
         label_smoothing=recipe.label_smoothing,
         batches=InputBatches(images.images, preprocess, augmentation, recipe.batch_size, config.seed, device),
+        training_set=TrainingSet(images.images, images.labels, preprocess, augmentation),
     )
 
     make_batch = make_batches(images, at_work, config, dataset, preprocess, augmentation, device)
@@ -110,22 +118,37 @@ def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable
     def training(directory: Path) -> History:
         if config.transfer is not None:
             print(in_words(images, len(own)), file=sys.stderr)
+        at_work.told = partial(_went_back, directory)
         asking = keep_answers(make_batch, config.teacher_views, directory / "teacher", seed=config.seed)
-        history = train(
-            model,
-            n=len(images),
-            make_batch=make_batch,
-            loss=at_work.loss,
-            recipe=recipe,
-            seed=config.seed,
-            validate=with_size(validate, model, grows=bool(config.growth)),
-            directory=directory / "training",
-            resume=config.resume is not None,
-            label=f"training {config.model}",
-            companions=[at_work, *growth(partial(write_event, directory))],
-            beside=at_work.parameters,
-        )
+        try:
+            history = train(
+                model,
+                n=len(images),
+                make_batch=make_batch,
+                loss=at_work.loss,
+                recipe=recipe,
+                seed=config.seed,
+                validate=watching(with_size(validate, model, grows=bool(config.growth)), at_work),
+                directory=directory / "training",
+                resume=config.resume is not None,
+                label=f"training {config.model}",
+                companions=[at_work, *growth(partial(write_event, directory))],
+                beside=at_work.parameters,
+            )
+        except DivergedError as error:
+            if at_work.energy_model is None:
+                raise
+            save(model.eval(), directory, preprocess=preprocess, class_names=dataset.class_names)
+            write_event(directory, "gave up", reason=str(error))
+            raise DivergedError(f"{error}; the best network on the way is in {directory}") from error
+        keep_chains(at_work, directory)
         save(model, directory, preprocess=preprocess, class_names=dataset.class_names)
         return replace(history, cpu_seconds=history.cpu_seconds + asking)
 
     return training
+
+
+def _went_back(directory: Path, **what: Any) -> None:
+    """Log that a training went back to an earlier state."""
+    write_event(directory, "diverged", **what)
+    say(what)

@@ -17,6 +17,8 @@ from postgrad.errors import UserError
 from postgrad.methods._lessons import Lessons
 from postgrad.methods._teacher import Teacher
 from postgrad.methods.at_work import MethodsAtWork
+from postgrad.studies.config import MethodConfig
+from postgrad.studies.energy import is_energy_model
 
 _FEW = 2
 
@@ -28,6 +30,8 @@ class Settings(Protocol):
     def teacher(self) -> tuple[str, ...]: ...
     @property
     def teacher_views(self) -> int | None: ...
+    @property
+    def methods(self) -> tuple[MethodConfig, ...]: ...
     @property
     def transfer(self) -> str | None: ...
 
@@ -45,8 +49,12 @@ def with_transfer(images: Images, settings: Settings, dataset: Dataset, *, size:
     more = load_transfer(
         settings.transfer, class_names=dataset.class_names, shape=dataset.shape, size=size, memory=memory
     )
-    if not settings.teacher and bool((more.labels == NO_LABEL).any()):
-        raise UserError(f"{settings.transfer}: images without a label are learnt from by a teacher; give --teacher")
+    learns = settings.teacher or is_energy_model(settings.methods)
+    if not learns and bool((more.labels == NO_LABEL).any()):
+        raise UserError(
+            f"{settings.transfer}: images without a label are learnt from by a teacher or by JEM; give --teacher, or "
+            "--method jem"
+        )
     return joined(images, more)
 
 

@@ -18,9 +18,11 @@ from postgrad.data.datasets import Images
 from postgrad.errors import UserError
 from postgrad.files import write_atomic
 from postgrad.growth.at_work import GrowthAtWork
-from postgrad.methods.at_work import InputBatches, MethodsAtWork
+from postgrad.methods.at_work import InputBatches, MethodsAtWork, TrainingSet
+from postgrad.methods.energy_samples import Chains
 from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainingArm
+from postgrad.studies.energy import check_range, in_words, keep_chains, watching
 from postgrad.studies.growing import growth_at_work, with_size
 from postgrad.studies.seed_run import SeedRun
 from postgrad.studies.teaching import keep_answers, make_batches, with_transfer
@@ -82,6 +84,8 @@ def fit_training(seed_run: SeedRun, trial: Trial, directory: Path) -> Trained:
     assert best.directory is not None
     write_atomic(directory / "metrics.csv", (best.directory / "metrics.csv").read_bytes())
     chosen = "".join(f"{name} {value}, " for name, value in best.options.items())
+    if (chains := Chains.load(best.directory)) is not None:
+        chains.save(directory)
     of_rates = f" of {_listed(rates)}" if len(rates) > 1 else ""
     return Trained(
         best.model,
@@ -167,6 +171,11 @@ def _train(
         on_training = _figures(seed_run, network, images)
         return _figures(seed_run, network, held_back) | {f"train_{name}": on_training[name] for name in on_training}
 
+    def went_back(**what: Any) -> None:
+        run.event("diverged", training=label, **what)
+        run.warn(f"{label}: {in_words(what)}")
+
+    at_work.told = went_back
     growth = _growth(seed_run, arm, model, at_work, recipe, images, label)
     history = train(
         model,
@@ -175,13 +184,15 @@ def _train(
         loss=at_work.loss,
         recipe=recipe,
         seed=seed_run.seed,
-        validate=with_size(validate, model, grows=bool(growth)),
+        validate=watching(with_size(validate, model, grows=bool(growth)), at_work),
         directory=directory,
         resume=directory is not None,
         label=label,
         companions=[at_work, *growth],
         beside=at_work.parameters,
     )
+    if directory is not None:
+        keep_chains(at_work, directory)
     trained_on = min(VALIDATION_IMAGES, len(images))
     return _Attempt(model, history, validate(model), recipe.lr, trained_on, directory, asking=asking)
 
@@ -209,6 +220,7 @@ def _fitted_on(seed_run: SeedRun, n: int | None = None) -> Images:
 def _begun(seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, images: Images) -> tuple[nn.Module, MethodsAtWork]:
     """The network before its first step, and the arm's methods at work on it."""
     run = seed_run.run
+    check_range(arm.methods, run.preprocess)
     model = deepcopy(run.own) if run.own is not None and arm.model is None else seed_run.fresh(arm.model)
 
     with torch.random.fork_rng(devices=[]):
@@ -221,6 +233,7 @@ def _begun(seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, images: Images) 
             batches=InputBatches(
                 images.images, run.preprocess, run.augmentation, recipe.batch_size, seed_run.seed, run.device
             ),
+            training_set=TrainingSet(images.images, images.labels, run.preprocess, run.augmentation),
         )
     return model, at_work
 
