@@ -54,12 +54,14 @@ class ReplayBuffer:
         self.size = size
         self.renew()
 
+    @torch.autocast("cpu", enabled=False)
     def renew(self) -> None:
         """Begin all chains anew."""
         parts = [self._stored(self._starts(labels)) for labels in self._first_classes().split(1000)]
         self._chains = torch.cat(parts)
         self._visits = torch.zeros(self.size, dtype=torch.int32)
 
+    @torch.autocast("cpu", enabled=False)
     def draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Chains (n, …) for classes (n,), float32, each of them once, and where they came from (n,)."""
         if not self._per_class:

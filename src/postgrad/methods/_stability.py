@@ -81,7 +81,9 @@ class Stability:
                 "first step, so that it can go back to a good state"
             )
         load_weights(self._model, self._good["model"])
-        self._optimizer.load_state_dict(copy.deepcopy(self._good["optimizer"]))
+        # Rates stay where their schedule has brought them by now.
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": copy.deepcopy(self._good["optimizer"]), "param_groups": groups})
         if self.returns == RETRIES:
             if self._best is not None:
                 load_weights(self._model, self._best["model"])
@@ -128,7 +130,7 @@ class Stability:
 
     def _keep(self) -> None:
         if self._optimizer is not None:
-            optimizer = copy.deepcopy(self._optimizer.state_dict())
+            optimizer = copy.deepcopy(self._optimizer.state_dict()["state"])
             self._good = {"model": copy_of_weights(self._model), "optimizer": optimizer, "step": self.step}
 
     def _enter(self) -> None:

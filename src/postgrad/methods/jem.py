@@ -363,7 +363,7 @@ def _check(chains: Langevin, weight: float, energy_l2: float, labels_per_class: 
         ("noise", chains.noise, 0),
         ("weight", weight, 0),
         ("energy_l2", energy_l2, 0),
-        ("labels_per_class", labels_per_class or 1, 1),
+        ("labels_per_class", 1 if labels_per_class is None else labels_per_class, 1),
     ):
         if not least <= value < math.inf:
             raise UserError(f"{name}: expected a number of {least} or more, got {value}")

@@ -27,7 +27,7 @@ from postgrad.models.registry import create_model
 from postgrad.models.weights import load_weights
 from postgrad.studies.base_arm import recipe_with
 from postgrad.studies.config import TrainConfig
-from postgrad.studies.energy import EPOCHS, check_range, is_energy_model, keep_chains, range_flags, say, watching
+from postgrad.studies.energy import check_range, keep_chains, range_flags, say, training_of, watching
 from postgrad.studies.environment import environment
 from postgrad.studies.growing import growth_at_work, with_size
 from postgrad.studies.run import resumable, write_event
@@ -60,9 +60,7 @@ def train_network(config: TrainConfig) -> tuple[Path, History]:
 
 def settled_recipe(config: TrainConfig) -> Recipe:
     """The base network's recipe with what `config.training` says in its place."""
-    said = {"epochs", "steps", "budget"} & config.training.keys()
-    default = {"epochs": EPOCHS} if is_energy_model(config.methods) and not said else {}
-    return recipe_with(config.model, default | config.training)
+    return recipe_with(config.model, training_of(config.methods, config.training))
 
 
 def _prepared(config: TrainConfig, recipe: Recipe, dataset: Dataset) -> Callable[[Path], History]:
