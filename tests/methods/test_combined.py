@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import postgrad
-from postgrad.data.preprocessing import Preprocessing
+from postgrad.data.preprocessing import Augmentation, Preprocessing
 from postgrad.errors import UserError
-from postgrad.methods.at_work import MethodsAtWork
+from postgrad.methods.at_work import MethodsAtWork, TrainingSet
 from postgrad.methods.registry import METHODS, TRAINING_SHAPES
 from postgrad.models.registry import create_model
 from postgrad.training import Recipe, train
@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.5},
     "swa": {"start_epoch": 0},
     "lawa": {"k": 2},
+    "jem": {"steps": 1, "buffer_size": 12, "data_noise": 0.0},
 }
 
 NAMES = [name for name, method in METHODS.items() if method.shape in TRAINING_SHAPES]
@@ -38,6 +39,8 @@ MEANS = ("swa", "ema", "lawa")
 GENERATOR = torch.Generator().manual_seed(3)
 X, Y = torch.randn(24, 3, 8, 8, generator=GENERATOR), torch.randint(0, 5, (24,), generator=GENERATOR)
 TEACHER = torch.randn(24, 5, generator=GENERATOR)
+IMAGES = torch.randint(0, 256, (24, 3, 8, 8), generator=GENERATOR).to(torch.uint8)
+TRAINING_SET = TrainingSet(IMAGES, Y, Preprocessing(mean=(0.5,), std=(0.5,)), Augmentation())
 
 
 def network() -> nn.Module:
@@ -48,7 +51,7 @@ def network() -> nn.Module:
 def trained(model: nn.Module, names: tuple[str, ...], directory: Path | None = None, steps: int = 8) -> nn.Module:
     methods = [(name, OPTIONS.get(name, {})) for name in names]
     torch.manual_seed(1)
-    at_work = MethodsAtWork(model, methods, steps_per_epoch=4, batches=[X])
+    at_work = MethodsAtWork(model, methods, steps_per_epoch=4, batches=[X], training_set=TRAINING_SET)
     parts = (X, Y, TEACHER) if at_work.learns_from_teacher else (X, Y)
     train(
         model,

@@ -60,6 +60,8 @@ def write_samples(
     shape = seen_shape(classifier, chains)
     *_, samples = draw_images(classifier, shape, n, chains=chains, **settings)
     from_noise = None if chains is None else Chains(chains.images[:0], chains.langevin)
+    if not samples.isfinite().all():
+        raise UserError("the chains ran away; take fewer steps, or a network that was trained with --method jem")
     path = torch.stack(list(draw_images(classifier, shape, _COMPARED, chains=from_noise, **settings)))
     chosen = torch.linspace(0, len(path) - 1, min(_STRIP_COLUMNS, len(path))).long()
     strip = path[chosen, :_STRIP_ROWS].transpose(0, 1).flatten(0, 1)
