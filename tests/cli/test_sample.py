@@ -34,10 +34,8 @@ def test_a_plain_network_is_drawn_from_with_a_word_of_caution(
 ) -> None:
     words = ["--model", "mlp", "--data", "digits", "--limit", "60", "--epochs", "1", "--mean", ".5", "--std", ".5"]
     assert main(["train", *words, "--quiet", "--out", str(tmp_path / "plain")]) == 0
-    assert (
-        main(["sample", "--model", str(tmp_path / "plain"), "--n", "2", "--steps", "2", "--out", str(tmp_path / "out")])
-        == 0
-    )
+    few = ["--n", "2", "--steps", "2", "--out", str(tmp_path / "out")]
+    assert main(["sample", "--model", str(tmp_path / "plain"), *few]) == 0
     assert "was not trained with --method jem" in capsys.readouterr().err
     assert (tmp_path / "out" / "samples.png").is_file()
 

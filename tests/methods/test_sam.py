@@ -69,3 +69,40 @@ def test_weights_that_take_no_gradient_stay() -> None:
     value.backward()
     assert model[0].weight.grad is None
     assert model[3].weight.grad is not None
+
+
+class Wrapper(nn.Module):
+    """Reaches its network by two names, as Fabric's does."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.once, self.twice = network, network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.once(x)
+
+
+def test_in_a_wrapper_the_weights_stay_what_they_are() -> None:
+    model = network()
+    before = list(model.parameters())
+    for ours, expected in zip(gradients(Wrapper(model), 2.0), gradients(network(), 2.0), strict=True):
+        torch.testing.assert_close(ours, expected)
+    assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_tied_weights_move_together() -> None:
+    def tied() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
+        model[2].weight = model[0].weight
+        return model
+
+    model = tied()
+    plain = gradients(model, None)
+    total = sum(((w.abs() * g).square().sum() for w, g in zip(model.parameters(), plain, strict=True))) ** 0.5
+    ours = gradients(model, 2.0)
+    with torch.no_grad():
+        for weight, gradient in zip(model.parameters(), plain, strict=True):
+            weight.add_(2.0 * weight.square() * gradient / total)
+    for found, expected in zip(ours, gradients(model, None), strict=True):
+        torch.testing.assert_close(found, expected)

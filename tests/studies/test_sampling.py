@@ -51,9 +51,8 @@ def test_a_grid_shows_each_image_once_and_lines_between() -> None:
 
 
 def test_samples_strips_an_animation_and_the_nearest_images_are_written(tmp_path: Path) -> None:
-    known = Images(
-        torch.tensor([0, 90, 255], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 4, 4), torch.zeros(3).long()
-    )
+    greys = torch.tensor([0, 90, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    known = Images(greys.expand(3, 1, 4, 4), torch.zeros(3).long())
     found = write_samples(classifier(), tmp_path, 5, label=1, chains=chains(), steps=50, training=known)
     assert sorted(found.files) == sorted(path.name for path in tmp_path.iterdir())
     assert (found.samples.mean() > 0.9).item()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,18 +25,23 @@ def sharpness_aware(network: nn.Module, loss: Loss, value: Tensor, *, rho: float
     together: the adaptive form, which does not depend on how layers are scaled. Where the gradient is zero, so is the
     step. What the second pass does to running statistics is forgotten.
     """
-    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-    gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    gradients = torch.autograd.grad(value, weights, allow_unused=True)
     moved = dict(_moved(weights, gradients, rho))
-    statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    return loss(lambda inputs: functional_call(network, {**moved, **statistics}, (inputs,)))
+    # By place: torch restores wrongly what a module reached by two names holds, as that in a wrapper of Fabric.
+    tensors: dict[str, Tensor] = {}
+    for name, module in network.named_modules():
+        prefix = f"{name}." if name else ""
+        tensors |= {prefix + own: moved[weight] for own, weight in module._parameters.items() if weight in moved}
+        tensors |= {prefix + own: buffer.clone() for own, buffer in module._buffers.items() if buffer is not None}
+    return loss(lambda inputs: functional_call(network, tensors, (inputs,), tie_weights=False))
 
 
 def _moved(
-    weights: Mapping[str, Tensor], gradients: tuple[Tensor | None, ...], rho: float
-) -> Iterator[tuple[str, Tensor]]:
-    scaled = [None if g is None else w.detach().abs() * g for w, g in zip(weights.values(), gradients, strict=True)]
+    weights: Sequence[Tensor], gradients: Sequence[Tensor | None], rho: float
+) -> Iterator[tuple[Tensor | None, Tensor]]:
+    scaled = [None if g is None else w.detach().abs() * g for w, g in zip(weights, gradients, strict=True)]
     total = torch.linalg.vector_norm(torch.stack([each.norm() for each in scaled if each is not None]))
-    for (name, weight), each in zip(weights.items(), scaled, strict=True):
+    for weight, each in zip(weights, scaled, strict=True):
         if each is not None:
-            yield name, weight + weight.detach().abs() * each * (rho / (total + _TINY))
+            yield weight, weight + weight.detach().abs() * each * (rho / (total + _TINY))
