@@ -262,6 +262,12 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
         jem(network(), **options)
 
 
+def test_images_of_another_range_are_refused() -> None:
+    for images in (X * 3, X - 1, torch.full_like(X, torch.nan)):
+        with pytest.raises(UserError, match="images: expected values from −1 to 1"):
+            JEM(network(), images, LABELS, buffer_size=40)
+
+
 def test_a_loss_that_runs_away_is_an_error_without_a_way_back() -> None:
     model = network()
     loss = jem(model)

@@ -36,7 +36,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         ({"energy_gap": 101.0}, "energy_gap became 101"),
         ({"energy_gap": -101.0}, "energy_gap became -101"),
         ({"loss": math.nan}, "loss became nan"),
-        ({"sample_reach": 25.0}, "sample_reach became 25"),
+        ({"sample_reach": 51.0}, "sample_reach became 51"),
         ({"gradient_norm": math.inf}, "gradient_norm became inf"),
         ({"energy_gap": 99.0, "loss": 1e6, "sample_spread": 3.0}, None),
     ],

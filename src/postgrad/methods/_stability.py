@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from postgrad.training.loop import DivergedError
 from postgrad.training.state import copy_of_weights, load_weights
 
-LIMITS = {"energy_gap": 100.0, "sample_reach": 20.0, "gradient_norm": 1e4}
-"""What a figure may be at most, in absolute value. Trainings that go well stay below a tenth of it."""
+LIMITS = {"energy_gap": 100.0, "sample_reach": 50.0, "gradient_norm": 1e4}
+"""What a figure may be at most, in absolute value. Trainings that go well stay below a fifth of it."""
 
 CALM = 0.25
 """A state is good if no figure has been beyond this share of its limit since the last one was kept."""

@@ -36,6 +36,9 @@ from postgrad.methods._sgld import Langevin, LogDensity, bare, check_first_layer
 from postgrad.methods._stability import Stability, gradient_norm
 from postgrad.models.network import evaluating
 
+_LOOKED_AT = 256
+_ROUNDING = 1e-3
+
 
 def energy(logits: Tensor) -> Tensor:
     """E(x) = −logsumexp_y f(x)[y] of logits (n, C), as (n,); at least float32. arXiv 1912.03263, equation 4.
@@ -161,6 +164,7 @@ class JEM:
         self._weight, self._energy_l2, self._label_smoothing = weight, energy_l2, label_smoothing
         self._per_class = per_class
         self._labelled = torch.nonzero(self.labels >= 0).flatten()
+        _check_range(prepare(images[:_LOOKED_AT]))
         example = self._to_model(prepare(images[:1]))
         with evaluating(model):
             self._classes = model(example).shape[1]
@@ -353,6 +357,12 @@ def first_labels(labels: Tensor, per_class: int) -> Tensor:
         chosen = torch.nonzero(labels == label).flatten()[:per_class]
         kept[chosen] = label
     return kept
+
+
+def _check_range(images: Tensor) -> None:
+    low, high = (float(value) for value in torch.aminmax(images))
+    if not (IMAGE_RANGE[0] - _ROUNDING <= low and high <= IMAGE_RANGE[1] + _ROUNDING):
+        raise UserError(f"images: expected values from −1 to 1, got {low:g} to {high:g}; scale them, or give uint8")
 
 
 def _check(chains: Langevin, weight: float, energy_l2: float, labels_per_class: int | None) -> None:
