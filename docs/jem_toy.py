@@ -23,9 +23,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 PICTURE = Path(__file__).parent / "images" / "jem-toy.png"
-ARMS, SIDE, STEPS, BATCH = 3, 121, 1500, 200
+ARMS, SIDE, STEPS, BATCH = 3, 121, 600, 200
 # Noise of √(2 · step_size) draws from the density itself, where JEM's own settings draw from a sharper one.
-CHAINS = {"steps": 20, "step_size": 0.005, "noise": 0.1, "data_noise": 0.0, "buffer_size": 5000}
+CHAINS = {"steps": 30, "step_size": 0.00125, "noise": 0.05, "data_noise": 0.0, "buffer_size": 5000, "energy_l2": 0.003}
 
 
 def pinwheel(count: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def main() -> None:
     for axis in axes:
         axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
     with atomic_path(PICTURE) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
 
 
 if __name__ == "__main__":
