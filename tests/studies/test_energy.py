@@ -184,7 +184,7 @@ def test_an_arm_of_a_study_keeps_its_chains_and_says_that_it_went_back(
     settings = {
         "model": "mlp", "data": "digits", "limit": 60, "mean": 0.5, "std": 0.5, "threads": 1, "seeds": 1,
         "training": {"epochs": 2}, "out": tmp_path / "study", "controls": ["control-same-time"],
-        "arms": {"energy": {"methods": FEW}, "wild": {"methods": FEW, "training": {"lr": 0.01}}},
+        "arms": {"energy": {"methods": f"{FEW},variant=jem++"}, "wild": {"methods": FEW, "training": {"lr": 0.01}}},
     }  # fmt: skip
     ended = study(StudyConfig.model_validate(settings), workers=0)
     assert ended.failures == []

@@ -106,7 +106,7 @@ def rehearse_training(seed_run: SeedRun, arm: TrainingArm) -> None:
     one_step = Recipe(**{**recipe.model_dump(), **few, "steps": 1, "batch_size": 4})
     if arm.growth:
         images = _fitted_on(seed_run)
-        model, methods = _begun(seed_run, arm, recipe, images)
+        model, methods = _begun(seed_run, arm, recipe, images, images)
         _make_batches(seed_run, arm, methods, images)
         for growth in _growth(seed_run, arm, model, methods, recipe, images, str(arm)):
             growth.rehearse()
@@ -161,7 +161,8 @@ def _train(
     images = _fitted_on(seed_run, n)
     seen = _with_transfer(seed_run, arm, images, n)
     held_back = run.train.subset(torch.cat([run.halves.base_validation, run.halves.method_validation])[:n])
-    model, at_work = _begun(seed_run, arm, recipe, seen)
+    # A few images do not show all classes, of each of which an energy model draws some.
+    model, at_work = _begun(seed_run, arm, recipe, seen, seen if n is None else _fitted_on(seed_run))
     make_batch = _make_batches(seed_run, arm, at_work, seen)
     asking = 0.0
     if directory is not None:
@@ -217,8 +218,10 @@ def _fitted_on(seed_run: SeedRun, n: int | None = None) -> Images:
     return run.train.subset(torch.cat([run.halves.base_train, run.halves.method_train])[:n])
 
 
-def _begun(seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, images: Images) -> tuple[nn.Module, MethodsAtWork]:
-    """The network before its first step, and the arm's methods at work on it."""
+def _begun(
+    seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, images: Images, drawn_from: Images
+) -> tuple[nn.Module, MethodsAtWork]:
+    """The network before its first step, and the arm's methods at work on it; a loss may draw images for itself."""
     run = seed_run.run
     check_range(arm.methods, run.preprocess)
     model = deepcopy(run.own) if run.own is not None and arm.model is None else seed_run.fresh(arm.model)
@@ -233,7 +236,7 @@ def _begun(seed_run: SeedRun, arm: TrainingArm, recipe: Recipe, images: Images) 
             batches=InputBatches(
                 images.images, run.preprocess, run.augmentation, recipe.batch_size, seed_run.seed, run.device
             ),
-            training_set=TrainingSet(images.images, images.labels, run.preprocess, run.augmentation),
+            training_set=TrainingSet(drawn_from.images, drawn_from.labels, run.preprocess, run.augmentation),
         )
     return model, at_work
 
