@@ -292,6 +292,7 @@ def test_with_a_way_back_the_step_is_taken_from_the_good_state() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_the_loss_is_the_same() -> None:
     logits, samples, labels = torch.randn(8, 5), torch.randn(6, 5), torch.tensor([0, -1, 2, 3, 4, 0, 1, -1])
     torch.testing.assert_close(torch.compile(jem_loss)(logits, labels, samples), jem_loss(logits, labels, samples))
