@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from postgrad.methods.edges import edge_importance as edge_importance
     from postgrad.methods.edges import important_edges as important_edges
     from postgrad.methods.edges import training_only as training_only
+    from postgrad.methods.energy_samples import PurifyingClassifier as PurifyingClassifier
     from postgrad.methods.fixed_classifier import FixedClassifier as FixedClassifier
     from postgrad.methods.fixed_classifier import apply_fixed_classifier as apply_fixed_classifier
     from postgrad.methods.fixup import apply_fixup as apply_fixup
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from postgrad.methods.frn import apply_frn as apply_frn
     from postgrad.methods.gradient_features import GradientFeatures as GradientFeatures
     from postgrad.methods.gradnet import GradNet as GradNet
+    from postgrad.methods.jem import JEM as JEM
+    from postgrad.methods.jem import energy as energy
+    from postgrad.methods.jem import jem_loss as jem_loss
     from postgrad.methods.mimicnorm import apply_mimicnorm as apply_mimicnorm
     from postgrad.methods.mimicnorm import bake_mimicnorm as bake_mimicnorm
     from postgrad.methods.norm import apply_norm as apply_norm
@@ -62,9 +66,11 @@ _PUBLIC = {
     "FixedClassifier": "postgrad.methods.fixed_classifier",
     "GradNet": "postgrad.methods.gradnet",
     "GradientFeatures": "postgrad.methods.gradient_features",
+    "JEM": "postgrad.methods.jem",
     "LatestWeightAveraging": "postgrad.methods.weight_averages",
     "PeriodicWeightSampling": "postgrad.methods.weight_sampling",
     "PowerGradCrossEntropy": "postgrad.methods.powergrad",
+    "PurifyingClassifier": "postgrad.methods.energy_samples",
     "StochasticWeightAveraging": "postgrad.methods.weight_averages",
     "TemperatureCrossEntropy": "postgrad.methods.powergrad",
     "ThresholdedLinearUnit": "postgrad.methods.frn",
@@ -83,12 +89,14 @@ _PUBLIC = {
     "deepen": "postgrad.growth.depth",
     "distillation_loss": "postgrad.methods.distillation",
     "edge_importance": "postgrad.methods.edges",
+    "energy": "postgrad.methods.jem",
     "group_layer": "postgrad.growth.approximate",
     "grow_kernel": "postgrad.growth.kernels",
     "important_edges": "postgrad.methods.edges",
     "insert_dropout": "postgrad.growth.topology",
     "insert_group": "postgrad.growth.topology",
     "insert_pool": "postgrad.growth.approximate",
+    "jem_loss": "postgrad.methods.jem",
     "load": "postgrad._loading",
     "per_sample_gradients": "postgrad.gradients",
     "powergrad_cross_entropy": "postgrad.methods.powergrad",
@@ -104,6 +112,7 @@ _PUBLIC = {
 """Public name -> the module it lives in; imported on first use, so that `import postgrad` takes no time."""
 
 __all__ = [
+    "JEM",
     "Certificate",
     "DistillationLoss",
     "ExponentialMovingAverage",
@@ -115,6 +124,7 @@ __all__ = [
     "LatestWeightAveraging",
     "PeriodicWeightSampling",
     "PowerGradCrossEntropy",
+    "PurifyingClassifier",
     "StochasticWeightAveraging",
     "TemperatureCrossEntropy",
     "ThresholdedLinearUnit",
@@ -133,12 +143,14 @@ __all__ = [
     "deepen",
     "distillation_loss",
     "edge_importance",
+    "energy",
     "group_layer",
     "grow_kernel",
     "important_edges",
     "insert_dropout",
     "insert_group",
     "insert_pool",
+    "jem_loss",
     "load",
     "per_sample_gradients",
     "powergrad_cross_entropy",
