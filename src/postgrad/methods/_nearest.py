@@ -37,12 +37,24 @@ class Neighbours:
     """(n,) all points nearer than this are listed; infinite where all points are."""
 
 
+@dataclass(frozen=True)
+class Queries:
+    """New points, prepared as the points are that they are measured against."""
+
+    rows: NDArray[Any]
+    centred: Floats
+    squares: Floats
+    beyond: NDArray[np.float64]
+    """What the columns in which the points do not differ add to every squared distance."""
+
+
 class Points:
     """Points (n, d) of float32 or float64, prepared to be measured: constant columns dropped, centred, with norms."""
 
     def __init__(self, rows: NDArray[Any]) -> None:
-        low, high = rows.min(axis=0), rows.max(axis=0)
-        self.varying = np.flatnonzero(low != high)
+        same = rows.min(axis=0) == rows.max(axis=0)
+        self.varying, self.constant = np.flatnonzero(~same), np.flatnonzero(same)
+        self.constants = rows[0, self.constant].astype(np.float64)
         self.rows = np.ascontiguousarray(rows[:, self.varying])
         """The rows as they were given, without the columns that do not differ."""
         self.centre = self.rows.mean(axis=0, dtype=np.float64)
@@ -53,6 +65,25 @@ class Points:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def n_columns(self) -> int:
+        """The numbers of a point, constant ones among them."""
+        return len(self.varying) + len(self.constant)
+
+    def whole(self) -> NDArray[Any]:
+        """The points (n, d) as they were given."""
+        rows = np.empty((len(self), self.n_columns), dtype=self.rows.dtype)
+        rows[:, self.varying] = self.rows
+        rows[:, self.constant] = self.constants
+        return rows
+
+    def queries(self, rows: NDArray[Any]) -> Queries:
+        """New points (m, d), prepared."""
+        varying = np.ascontiguousarray(rows[:, self.varying])
+        centred = self._centred(varying)
+        beyond = ((rows[:, self.constant] - self.constants) ** 2).sum(axis=1)
+        return Queries(varying, centred, _squares(centred), beyond.astype(np.float64))
 
     def _centred(self, rows: NDArray[Any]) -> Floats:
         centred = np.empty(rows.shape, dtype=np.float32)
