@@ -76,9 +76,9 @@ class Committee:
                         self.nodes[place] = known + labels
                         known += int(labels.max()) + 1
                 advance()
-        self._describe_nodes()
+        self.describe_nodes()
 
-    def _describe_nodes(self) -> None:
+    def describe_nodes(self) -> None:
         """Note of each node its coordinate, and its interval there."""
         self.coordinate, self.interval = np.zeros(self.n_nodes, np.int64), np.zeros(self.n_nodes, np.int64)
         n, count = self.first.shape
@@ -136,7 +136,7 @@ class Committee:
         covers = [Cover(low, high, overlap) for low, high in zip(lower, upper, strict=True)]
         committee = cls(Points(points), tensors["values"].numpy(), covers)
         committee.nodes = tensors["nodes"].numpy()
-        committee._describe_nodes()
+        committee.describe_nodes()
         return committee
 
 
@@ -151,7 +151,7 @@ def fit_committee(
     memory: str,
 ) -> Committee:
     """Cover each coordinate of `values` (n, C), and cluster the `points` (n, d) of each interval."""
-    needed, budget = committee_bytes(*points.shape, values.shape[1], points.itemsize, overlap), parse_memory(memory)
+    needed, budget = committee_bytes(points, values.shape[1], overlap), parse_memory(memory)
     if needed > budget:
         raise UserError(
             f"Mapper needs about {format_memory(needed)} for {len(points):,} points of {points.shape[1]:,} numbers, "
@@ -164,10 +164,11 @@ def fit_committee(
     return committee
 
 
-def committee_bytes(n: int, d: int, coordinates: int, itemsize: int, overlap: float) -> int:
+def committee_bytes(points: NDArray[Any], coordinates: int, overlap: float) -> int:
     """The most memory that fitting and mapping take at once, about.
 
     The points as given and centred; the lists with what sorting their pairs takes; the nodes; a product of blocks.
     """
+    n, d = points.shape
     places = n * coordinates * (1 + 1 / (1 - overlap))
-    return int(n * d * (2 * itemsize + 4) + n * LISTED * 100 + places * 24 + PRODUCT_BYTES + 4 * BLOCK**2)
+    return int(n * d * (2 * points.itemsize + 4) + n * LISTED * 100 + places * 24 + PRODUCT_BYTES + 4 * BLOCK**2)

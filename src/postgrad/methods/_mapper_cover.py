@@ -52,7 +52,9 @@ class Cover:
         return np.maximum(first - before, 0), np.minimum(last + after, len(self) - 1)
 
 
-def make_cover(values: Values, count: int, overlap: float, *, kind: Literal["uniform", "balanced"], width: float) -> Cover:
+def make_cover(
+    values: Values, count: int, overlap: float, *, kind: Literal["uniform", "balanced"], width: float
+) -> Cover:
     """The cover of training values; of a coordinate that hardly varies beside one of this `width`, one interval."""
     low, high = float(values.min()), float(values.max())
     if high - low <= _CONSTANT * width or count == 1:
@@ -61,7 +63,7 @@ def make_cover(values: Values, count: int, overlap: float, *, kind: Literal["uni
 
 
 def uniform_cover(values: Values, count: int, overlap: float) -> Cover:
-    """`count` intervals of one length from the smallest to the largest value, each sharing `overlap` of it with the next."""
+    """`count` intervals of one length from the smallest to the largest value; neighbours share `overlap` of it."""
     lower, upper = _limits(float(values.min()), float(values.max()), count, overlap)
     upper[-1] = values.max()  # which rounding must not leave outside
     return Cover(lower, upper, overlap)
@@ -83,5 +85,5 @@ def balanced_cover(values: Values, count: int, overlap: float) -> Cover:
 
 def _limits(low: float, high: float, count: int, overlap: float) -> tuple[Values, Values]:
     length = (high - low) / (count - (count - 1) * overlap)
-    lower = low + np.arange(count) * length * (1 - overlap)
+    lower: Values = low + np.arange(count, dtype=np.float64) * length * (1 - overlap)
     return lower, lower + length

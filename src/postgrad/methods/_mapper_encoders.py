@@ -1,4 +1,4 @@
-"""The autoencoders whose code Mapper covers: the contractive one and the variational one of the Mapper paper's authors."""
+"""The autoencoders whose code Mapper covers: a contractive and a variational one, as the Mapper paper's authors'."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, column_or_1d, validate_data
+from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d, validate_data
 from torch import Tensor
 
 from postgrad.data.inputs import image_tensor, label_tensor
@@ -49,8 +49,9 @@ def read_labels(y: Any, count: int, classes: int | None) -> tuple[NDArray[Any], 
         return np.arange(classes), label_tensor(y, count, classes).numpy()
     if y is None:
         raise UserError("MapperClassifier requires y to be passed, but the target y is None; give the classes")
-    values = column_or_1d(y.numpy() if isinstance(y, Tensor) else y, warn=True)
     try:
+        values = column_or_1d(y.numpy() if isinstance(y, Tensor) else y, warn=True)
+        check_array(values, ensure_2d=False, dtype=None, ensure_min_samples=0, input_name="y")
         check_classification_targets(values)
         check_consistent_length(np.empty(count), values)
     except ValueError as error:

@@ -75,7 +75,7 @@ class Latent:
 
 
 class Principal(Latent):
-    """Unwhitened principal components of features of the points: of their numbers, or of what a network makes of them."""
+    """Unwhitened principal components of the points' numbers, or of what a network makes of them."""
 
     def __init__(self, features: Features, mean: NDArray[np.float64], axes: NDArray[np.float64]) -> None:
         self.features, self.mean, self.axes = features, mean, axes
@@ -170,7 +170,7 @@ class GradientSpaceFeatures(Features):
 
 
 def fit_latent(data: Data, settings: Settings) -> Latent:
-    """The coordinates of that kind, fitted on the points; never more than the points have numbers, or there are points."""
+    """The coordinates of that kind, fitted on the points; never more than there are points, or numbers in each."""
     if settings.kind in OF_A_NETWORK and (settings.model is None or data.images is None):
         raise UserError(f"latent='{settings.kind}' needs a network, model=, and images (N, C, H, W)")
     base = settings.kind.removesuffix("-sampled")

@@ -49,7 +49,7 @@ def mean_rows(
             in_ranges(
                 _rows,
                 m,
-                (product, queries.rows[part], queries.squares[part], queries.beyond[part]),
+                (product, queries.rows[part], queries.beyond[part]),
                 (points.rows, points.squares),
                 (np.ascontiguousarray(asked[:, part]), np.ascontiguousarray(inside[:, part])),
                 (committee.first, committee.last, committee.order, committee.begins, committee.ends),
@@ -59,9 +59,7 @@ def mean_rows(
             )
             kept = np.arange(room) < counts[:, None]
             pointers = np.concatenate([[0], np.cumsum(counts)])
-            parts.append(
-                sparse.csr_matrix((weights[kept], nodes[kept], pointers), shape=(m, committee.n_nodes))
-            )
+            parts.append(sparse.csr_matrix((weights[kept], nodes[kept], pointers), shape=(m, committee.n_nodes)))
             advance(m)
     rows = sparse.vstack(parts, format="csr")
     rows.sort_indices()
@@ -96,7 +94,7 @@ def _measured(row, rows, beyond, values, places):  # type: ignore[no-untyped-def
 
 @compiled()
 def _rows(data, training, ranges, cover, membership, settings, out, begin, end):  # type: ignore[no-untyped-def]
-    product, rows, squares, beyond = data
+    product, rows, beyond = data
     points, norms = training
     asked, inside = ranges
     first, last, order, begins, ends = cover

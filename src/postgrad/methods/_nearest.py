@@ -43,7 +43,6 @@ class Queries:
 
     rows: NDArray[Any]
     centred: Floats
-    squares: Floats
     beyond: NDArray[np.float64]
     """What the columns in which the points do not differ add to every squared distance."""
 
@@ -81,9 +80,8 @@ class Points:
     def queries(self, rows: NDArray[Any]) -> Queries:
         """New points (m, d), prepared."""
         varying = np.ascontiguousarray(rows[:, self.varying])
-        centred = self._centred(varying)
         beyond = ((rows[:, self.constant] - self.constants) ** 2).sum(axis=1)
-        return Queries(varying, centred, _squares(centred), beyond.astype(np.float64))
+        return Queries(varying, self._centred(varying), beyond.astype(np.float64))
 
     def _centred(self, rows: NDArray[Any]) -> Floats:
         centred = np.empty(rows.shape, dtype=np.float32)
@@ -134,9 +132,7 @@ def _measured(points: Points, values: Floats, places: NDArray[np.int32]) -> Neig
     distances = np.empty((n, k))
     in_ranges(_measure_lists, n, points.rows, points.rows, places, distances)
     order = np.argsort(distances, axis=1, kind="stable")
-    return Neighbours(
-        np.take_along_axis(places, order, axis=1), np.take_along_axis(distances, order, axis=1), radius
-    )
+    return Neighbours(np.take_along_axis(places, order, axis=1), np.take_along_axis(distances, order, axis=1), radius)
 
 
 @compiled()

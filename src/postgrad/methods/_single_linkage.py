@@ -58,8 +58,8 @@ class Edges:
         return Edges(a[both], b[both], self.length[both])
 
     def with_more(self, more: Edges) -> Edges:
-        pairs = zip((self.a, self.b, self.length), (more.a, more.b, more.length), strict=True)
-        return Edges(*(np.concatenate(pair) for pair in pairs)).sorted()
+        a, b = np.concatenate([self.a, more.a]), np.concatenate([self.b, more.b])
+        return Edges(a, b, np.concatenate([self.length, more.length])).sorted()
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _within(first, following, radius, height, found):  # type: ignore[no-untyped
 
 @compiled()
 def _uncertified(a, b, length, radius):  # type: ignore[no-untyped-def]
-    """Points that must be measured against all, so that each merge has a side on which no radius is below its height."""
+    """Points to measure against all, so that each merge has a side on which no radius is below its height."""
     n = len(radius)
     parent, following, tail = np.arange(n), np.full(n, -1), np.arange(n)
     size, radius = np.ones(n, dtype=np.int64), radius.copy()
