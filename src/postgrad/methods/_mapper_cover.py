@@ -76,9 +76,8 @@ def balanced_cover(values: Values, count: int, overlap: float) -> Cover:
     """
     distinct = np.unique(values)
     lower, upper = _limits(-0.5, len(distinct) - 0.5, count, overlap)
-    first = np.floor(lower).astype(np.int64) + 1  # the least rank above the lower end
-    last = np.ceil(upper).astype(np.int64) - 1
-    last[-1] = len(distinct) - 1
+    first, last = np.ceil(lower).astype(np.int64), np.floor(upper).astype(np.int64)
+    last[-1] = len(distinct) - 1  # which rounding must not leave outside
     pairs = np.unique(np.stack([first, last], axis=1)[first <= last], axis=0)
     return Cover(distinct[pairs[:, 0]], distinct[pairs[:, 1]], overlap)
 

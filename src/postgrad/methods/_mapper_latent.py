@@ -219,5 +219,6 @@ def _principal(rows: NDArray[Any], count: int, seed: int) -> tuple[NDArray[np.fl
     """The mean and the first principal axes."""
     if len(rows) == 1:  # which has no variance to divide
         return rows[0].astype(np.float64), np.eye(1, rows.shape[1])
-    pca = PCA(count, random_state=seed).fit(rows)
+    with np.errstate(invalid="ignore"):  # points that are all alike have no variance to be explained
+        pca = PCA(count, random_state=seed).fit(rows)
     return pca.mean_.astype(np.float64), pca.components_.astype(np.float64)

@@ -42,8 +42,9 @@ def mean_rows(
     with progress("mapping to nodes", len(queries.rows), unit="points") as advance:
         for start in range(0, len(queries.rows), size):
             part = slice(start, start + size)
-            product = (centred[part] @ training.T).numpy()
-            m = len(product)
+            m = len(queries.rows[part])
+            out = torch.empty(m, len(points))  # given, so that autocast has no part in it
+            product = torch.mm(centred[part], training.T, out=out).numpy()
             counts, nodes = np.zeros(m, dtype=np.int64), np.empty((m, room), dtype=np.int32)
             weights = np.empty((m, room), dtype=np.float32)
             in_ranges(
@@ -54,7 +55,7 @@ def mean_rows(
                 (np.ascontiguousarray(asked[:, part]), np.ascontiguousarray(inside[:, part])),
                 (committee.first, committee.last, committee.order, committee.begins, committee.ends),
                 (committee.starts, committee.nodes, committee.interval),
-                (k, start if own else -1, hard),
+                (k, _LIST, start if own else -1, hard),
                 (counts, nodes, weights),
             )
             kept = np.arange(room) < counts[:, None]
@@ -99,7 +100,7 @@ def _rows(data, training, ranges, cover, membership, settings, out, begin, end):
     asked, inside = ranges
     first, last, order, begins, ends = cover
     starts, nodes, interval = membership
-    k, shift, hard = settings
+    k, listed, shift, hard = settings
     counts, out_nodes, out_weights = out
     n, coordinates = first.shape
     heaviness = np.zeros(len(interval))
@@ -107,7 +108,7 @@ def _rows(data, training, ranges, cover, membership, settings, out, begin, end):
     near_places, near_distances = np.empty(k, dtype=np.int64), np.empty(k)
     for i in range(begin, end):
         itself = shift + i if shift >= 0 else -1
-        values, places = _heap(min(_LIST, n))
+        values, places = _heap(min(listed, n))
         for p in range(n):
             square = norms[p] - np.float32(2) * product[i, p]
             if square < values[0] and p != itself:

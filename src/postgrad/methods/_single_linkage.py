@@ -166,7 +166,8 @@ class _Search:
     def _products(self, queries: NDArray[np.int64]) -> Any:
         for start in range(0, len(queries), _QUERIES):
             part = queries[start : start + _QUERIES]
-            yield part, (self.centred[torch.from_numpy(part)] @ self.centred.T).numpy()
+            out = torch.empty(len(part), len(self.members))  # given, so that autocast has no part in it
+            yield part, torch.mm(self.centred[torch.from_numpy(part)], self.centred.T, out=out).numpy()
 
 
 def _joined(found: list[Any]) -> Edges:
