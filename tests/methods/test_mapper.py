@@ -202,7 +202,7 @@ def test_floats_and_layouts_of_the_same_images(fitted: MapperClassifier, digits:
 
 
 def test_duplicated_points_share_their_nodes() -> None:
-    rows, labels = _blobs(n=40)
+    rows, _ = _blobs(n=40)
     mapper = MapperTransformer(**SMALL).fit(np.concatenate([rows, rows]))
     members = mapper.fit_transform(np.concatenate([rows, rows]))
     np.testing.assert_array_equal(members[:40], members[40:])

@@ -28,7 +28,7 @@ def test_every_value_lies_in_just_the_intervals_named(values: Any, count: int, o
     array = np.asarray(values)
     cover = make_cover(array, count, overlap, kind=kind, width=float(np.ptp(array)))
     first, last = cover.of(array)
-    assert (0 <= first).all()
+    assert (first >= 0).all()
     assert (first <= last).all()
     assert (last < len(cover)).all()
     inside = (cover.lower <= array[:, None]) & (array[:, None] <= cover.upper)

@@ -73,24 +73,23 @@ def _heap(count):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _measured(row, rows, beyond, values, places):  # type: ignore[no-untyped-def]
+def _measured(row, rows, beyond, places):  # type: ignore[no-untyped-def]
     """A heap's points in order of their exact distances; equally distant ones in their own order."""
+    found, distances = np.empty(len(places), dtype=np.int64), np.empty(len(places))
     count = 0
-    for i in range(len(places)):
-        count += places[i] >= 0
-    found = np.empty(count, dtype=np.int64)
-    at = 0
     for place in places:
         if place >= 0:
-            found[at] = place
-            at += 1
-    found.sort()
-    distances = np.empty(count)
-    for i in range(count):
-        exact = _distance(row, rows[found[i]])
-        distances[i] = np.sqrt(exact * exact + beyond)
-    order = np.argsort(distances, kind="mergesort")
-    return found[order], distances[order]
+            exact = _distance(row, rows[place])
+            distance = np.sqrt(exact * exact + beyond)
+            at = count
+            while at > 0 and (
+                distances[at - 1] > distance or (distances[at - 1] == distance and found[at - 1] > place)
+            ):
+                distances[at], found[at] = distances[at - 1], found[at - 1]
+                at -= 1
+            distances[at], found[at] = distance, place
+            count += 1
+    return found[:count], distances[:count]
 
 
 @compiled()
@@ -113,7 +112,7 @@ def _rows(data, training, ranges, cover, membership, settings, out, begin, end):
             square = norms[p] - np.float32(2) * product[i, p]
             if square < values[0] and p != itself:
                 _push(values, places, square, p)
-        nearest, distances = _measured(rows[i], points, beyond[i], values, places)
+        nearest, distances = _measured(rows[i], points, beyond[i], places)
         trusted = len(nearest) - _SPARE if len(nearest) < n - (itself >= 0) else len(nearest)
         for c in range(coordinates):
             low, high = asked[0, i, c], asked[1, i, c]
@@ -134,7 +133,7 @@ def _rows(data, training, ranges, cover, membership, settings, out, begin, end):
                     square = norms[p] - np.float32(2) * product[i, p]
                     if square < values[0] and p != itself:
                         _push(values, places, square, p)
-                inner, lengths = _measured(rows[i], points, beyond[i], values, places)
+                inner, lengths = _measured(rows[i], points, beyond[i], places)
                 found = min(k, len(inner))
                 near_places[:found], near_distances[:found] = inner[:found], lengths[:found]
             total = 0.0
