@@ -1,6 +1,6 @@
 """How fast Mapper's nodes are found, and new points mapped to them, beside KeplerMapper and giotto-tda in the same run.
 
-    python benchmarks/mapper.py [--images 2000] [--new 200] [--repeats 3] [--giotto PYTHON] [--json FILE]
+    python benchmarks/mapper.py [--images 3000] [--new 300] [--repeats 3] [--giotto PYTHON] [--json FILE]
 
 All get the same images (MNIST where it is there, else digits), the same 20 principal components and the same 10
 intervals with overlap .33. KeplerMapper clusters by scipy's single linkage, cut at the first empty of 10 bins; it cannot
@@ -129,7 +129,9 @@ def neighbours_rows(rows: Any, new: Any, ours: MapperTransformer) -> Any:
 
 
 def our_nodes(mapper: MapperTransformer) -> Nodes:
-    return {(c, frozenset(node.members)) for c in range(len(mapper.committee_.covers)) for node in mapper.graph(c).nodes}
+    return {
+        (c, frozenset(node.members)) for c in range(len(mapper.committee_.covers)) for node in mapper.graph(c).nodes
+    }
 
 
 def giotto_nodes(python: str, rows: Any, values: Any) -> tuple[float, Nodes]:
@@ -226,8 +228,8 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--new", type=int, default=200)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--new", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--giotto", metavar="PYTHON", help="an interpreter that has giotto-tda")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -77,6 +77,8 @@ def test_gap_is_that_of_giotto() -> None:
     """Heights 1, 1, 1, 2, 10: the first step of at least 3 is the last merge; 4, 4, 10 begins with such a step."""
     np.testing.assert_array_equal(_cut([0, 1, 2, 3, 5, 15], "gap"), [0, 0, 0, 0, 0, 1])
     np.testing.assert_array_equal(_cut([0, 4, 8, 18], "gap"), [0, 1, 2, 3])
+    np.testing.assert_array_equal(_cut([0, 4], "gap"), [0, 1])
+    np.testing.assert_array_equal(_cut([4, 4, 4], "gap"), [0, 0, 0])
 
 
 @pytest.mark.parametrize("rows", [[3], [3, 8], [0, 1, 2, 3], [5, 5, 5, 5], np.cumsum(np.linspace(1, 2, 30))])

@@ -99,10 +99,10 @@ def clusters(tree: Tree, cut: Cut, bins: int = 10, gap: float = 0.3) -> NDArray[
 
     "histogram" keeps the merges below the first empty of `bins` equal bins from the lowest to the highest merge; "gap"
     those before the first step from one merge to the next of at least `gap` times the highest (the first step is from
-    0). Without an empty bin or such a step, or where all heights are equal, there is one cluster.
+    0). Without an empty bin or such a step there is one cluster; the histogram of equal heights has none.
     """
     heights = tree.edges.length
-    kept = len(heights) if len(heights) < 2 else _KEPT[cut](heights, bins if cut == "histogram" else gap)
+    kept = _KEPT[cut](heights, bins if cut == "histogram" else gap) if len(heights) else 0
     labels = _components(tree.edges.a[:kept], tree.edges.b[:kept], len(tree.order))
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
