@@ -263,8 +263,14 @@ def test_any_points_and_settings(n: int, d: int, intervals: int, overlap: float,
 # scikit-learn
 
 
-@parametrize_with_checks([MapperTransformer(), MapperClassifier(hidden=(32,), epochs=30, lr=0.05)])
+@parametrize_with_checks([MapperTransformer()])
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([MapperClassifier(hidden=(32,), epochs=30, lr=0.05), MapperClassifier()])
+def test_scikit_learns_checks_of_the_classifier(estimator: Any, check: Any) -> None:
     check(estimator)
 
 

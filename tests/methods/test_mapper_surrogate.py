@@ -51,10 +51,8 @@ def test_its_gradient_is_that_of_finite_differences(mapper: MapperClassifier) ->
 
 def test_what_it_cannot_stand_in_for(mapper: MapperClassifier, images: torch.Tensor) -> None:
     rows, labels = images.flatten(1).numpy(), mapper.targets_
-    for other in (
-        MapperClassifier(**QUICK).fit(rows, labels),
-        MapperClassifier(**QUICK, rows="hard").fit(images, labels),
-    ):
+    on_rows, hard = MapperClassifier(**QUICK).fit(rows, labels), MapperClassifier(**QUICK, rows="hard")
+    for other in (on_rows, hard.fit(images, labels)):
         with pytest.raises(UserError, match="soft_mapper takes"):
             soft_mapper(other)
     with pytest.raises(UserError, match="head='mlp'"):
