@@ -18,6 +18,10 @@ from postgrad.errors import UserError, unknown_name
 _LOADERS = {
     "network": "postgrad.models.checkpoints:load",
     "gradnet": "postgrad.methods.gradnet:GradNet.load",
+    "mapper": "postgrad.methods.mapper:MapperClassifier.load",
+    "mapper-transformer": "postgrad.methods.mapper_transformer:MapperTransformer.load",
+    "nearest-neighbours": "postgrad.methods.mapper_controls:NearestNeighbours.load",
+    "coordinates-mlp": "postgrad.methods.mapper_controls:CoordinatesMLP.load",
     "features-mlp": "postgrad.controls.features:FeaturesMLP.load",
     "ensemble": "postgrad.controls.same_price:Ensemble.load",
 }

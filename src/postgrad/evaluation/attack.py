@@ -47,6 +47,7 @@ def measure_attack(
     epsilon: float,
     n: int = ATTACKED_IMAGES,
     seed: int = 0,
+    source: Any = None,
 ) -> dict[str, Any]:
     """Accuracy before and after an attack on n of the images, as an `attacks` entry of results.json.
 
@@ -57,6 +58,7 @@ def measure_attack(
         images, labels: uint8 (N, C, H, W) and (N,); of them n are attacked, each class in proportion, the first ones.
         attack: "autoattack" needs gradients; "square" and "hopskipjump" only `predict_proba`.
         epsilon: the largest change of any pixel (ℓ∞), pixels from 0 to 1.
+        source: another classifier that the attack is made against, to see whether it transfers; None attacks this one.
 
     Attacked pixels stay within epsilon of the image and within [0, 1], before the classifier's own preprocessing. The
     robust accuracy is the share of images that are right before and after; of images wrong before nothing is asked.
@@ -69,7 +71,7 @@ def measure_attack(
     attacked = pixels.copy()
     if right.any():
         with _seeded(seed):
-            attacked[right] = ATTACKS[attack](classifier, pixels[right], truth[right], epsilon)
+            attacked[right] = ATTACKS[attack](source or classifier, pixels[right], truth[right], epsilon)
     robust = right & (_predicted(classifier, attacked) == truth)
     columns = np.column_stack([right, robust]).astype(np.float64)
 

@@ -83,6 +83,49 @@ _ENTRIES = (
         target="postgrad.methods.gradnet:GradNet",
     ),
     Method(
+        name="mapper",
+        title="Mapper classifier: topology that predicts on new points",
+        idea="An image is described by the clusters that it falls into, within intervals of 20 latent coordinates.",
+        paper="arXiv:1910.08103",
+        shape="second stage",
+        needs="training images; of the network only its classes, or its features or gradients as latent coordinates",
+        costs=(
+            "n²/2 distances between n training images, and n for each new one; the training images are kept, and are "
+            "part of what is saved"
+        ),
+        failures=(
+            "compares pixels, so it falls behind a convolutional network on plain test images, the more the more "
+            "images of a class differ; plain nearest neighbours (knn) and an MLP on the coordinates (pca_mlp) are the "
+            "controls to beat; having no gradient, it only seems immune to attacks that need one"
+        ),
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.mapper:MapperClassifier",
+    ),
+    Method(
+        name="knn",
+        title="Nearest neighbours in pixel space",
+        idea="Mapper's neighbours and weights without its nodes: a control of mapper.",
+        paper="arXiv:1910.08103",
+        shape="second stage",
+        needs="training images",
+        costs="n distances for each new image; the training images are kept, and are part of what is saved",
+        failures="compares pixels; it is here as Mapper's control",
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.mapper_controls:NearestNeighbours",
+    ),
+    Method(
+        name="pca_mlp",
+        title="An MLP on latent coordinates",
+        idea="Mapper's coordinates and network without its nodes: a control of mapper.",
+        paper="arXiv:1910.08103",
+        shape="second stage",
+        needs="training images",
+        costs="a product with 20 axes for each image, and a small network",
+        failures="sees only 20 numbers of an image; it is here as Mapper's control",
+        licence="Apache-2.0; no patent known",
+        target="postgrad.methods.mapper_controls:CoordinatesMLP",
+    ),
+    Method(
         name="powergrad",
         title="PowerGrad: flattened probabilities in the backward pass",
         idea="Cross-entropy whose backward pass sees softmax(αz) instead of softmax(z).",

@@ -176,6 +176,8 @@ def _fit_method(seed_run: SeedRun, method: MethodConfig, base: nn.Module, direct
     validation = run.train.subset(run.halves.method_validation)
     stage = _estimator(seed_run, method, base, options)
     stage.fit(images.images, images.labels, validation=(validation.images, validation.labels))
+    if stage.history_ is None:  # nothing in it is trained by steps
+        return Fitted(stage, stage.fit_cpu_seconds_, "no steps")
     if options["budget"] is not None:
         run.steps[key] = stage.history_.steps
     return Fitted(stage, stage.fit_cpu_seconds_, f"{stage.history_.steps} steps")
