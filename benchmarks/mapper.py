@@ -4,7 +4,7 @@
 
 All get the same images (MNIST where it is there, else digits), the same 20 principal components and the same 10
 intervals with overlap .33. KeplerMapper clusters by scipy's single linkage, cut at the first empty of 10 bins; it can
-not map new points, so scikit-learn's nearest neighbours of each interval do that for it. giotto-tda pins old versions of
+not map new points, so scikit-learn's nearest neighbours of each interval do that for it. giotto-tda pins an old
 numpy and scikit-learn and needs an environment of its own, whose interpreter is given by --giotto:
 
     python -m venv giotto && giotto/bin/pip install giotto-tda

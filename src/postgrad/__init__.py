@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from postgrad.methods.jem import JEM as JEM
     from postgrad.methods.jem import energy as energy
     from postgrad.methods.jem import jem_loss as jem_loss
+    from postgrad.methods.mapper import MapperClassifier as MapperClassifier
+    from postgrad.methods.mapper import MapperTransformer as MapperTransformer
     from postgrad.methods.mimicnorm import apply_mimicnorm as apply_mimicnorm
     from postgrad.methods.mimicnorm import bake_mimicnorm as bake_mimicnorm
     from postgrad.methods.norm import apply_norm as apply_norm
@@ -68,6 +70,8 @@ _PUBLIC = {
     "GradientFeatures": "postgrad.methods.gradient_features",
     "JEM": "postgrad.methods.jem",
     "LatestWeightAveraging": "postgrad.methods.weight_averages",
+    "MapperClassifier": "postgrad.methods.mapper",
+    "MapperTransformer": "postgrad.methods.mapper",
     "PeriodicWeightSampling": "postgrad.methods.weight_sampling",
     "PowerGradCrossEntropy": "postgrad.methods.powergrad",
     "PurifyingClassifier": "postgrad.methods.energy_samples",
@@ -122,6 +126,8 @@ __all__ = [
     "GradNet",
     "GradientFeatures",
     "LatestWeightAveraging",
+    "MapperClassifier",
+    "MapperTransformer",
     "PeriodicWeightSampling",
     "PowerGradCrossEntropy",
     "PurifyingClassifier",
