@@ -53,8 +53,11 @@ def greedy(parent, draw):
 def recipe(tiny: Callable[..., SearchConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and some children, each long enough to be disturbed."""
     config = tiny(individuals=CHILDREN, base_epochs=4, training={"epochs": 20})
+    return written(config, tmp_path_factory.mktemp("recipes") / "recipe.yaml")
+
+
+def written(config: SearchConfig, file: Path) -> Path:
     settings = yaml.safe_load(config.to_yaml())
-    file = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
     file.write_text(yaml.safe_dump({name: settings[name] for name in settings if name != "out"}))
     return file
 
@@ -187,7 +190,8 @@ def test_a_child_that_is_out_of_memory(how: str, recipe: Path, tmp_path: Path) -
     else:
         failed = events(run, "failed")
         assert failed
-        assert len(events(run, "out of memory")) == 3 * len(failed)
+        of_children = [event for event in events(run, "out of memory") if event["job"] == "child"]
+        assert len(of_children) == 3 * len(failed)
         assert {event["mutation"] for event in failed} == {"greedy"}
         assert all("MemoryError: no more, 3 times" in event["reason"] for event in failed)
 
@@ -212,11 +216,16 @@ def two_nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def test_a_cluster_of_two_nodes_that_loses_one(recipe: Path, tmp_path: Path, two_nodes: Any) -> None:
+def test_a_cluster_of_two_nodes_that_loses_one(
+    tiny: Callable[..., SearchConfig], tmp_path: Path, two_nodes: Any
+) -> None:
+    """Its trainings are long enough for both to be at work when it does."""
     cluster, second = two_nodes
     run = tmp_path / "run"
+    recipe = written(tiny(individuals=CHILDREN, training={"epochs": 150}), tmp_path / "recipe.yaml")
     process = started("--recipe", recipe, "--ray", cluster.address, "--out", run, "--quiet")
-    wait_until(lambda: rows_of(training(run, 1)) and rows_of(training(run, 2)), process)
+    at_work = [training(run, number) for number in (1, 2)]
+    wait_until(lambda: all((place / "metrics.csv").exists() for place in at_work), process)
     cluster.remove_node(second, allow_graceful=False)
     cluster.add_node(num_cpus=1)
     ended(process)
