@@ -30,8 +30,8 @@ FLAGS = [
 ]
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine; on Debian or Ubuntu: apt-get install chromium")
@@ -39,6 +39,14 @@ def browser() -> Iterator[Any]:
         running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield running
         running.close()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Any]:
+    """With none of the pages of other tests."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,8 @@ def opened(browser: Any, run: Path, **settings: Any) -> tuple[Any, list[str], li
     page.on("console", lambda message: console.append(message.text))
     page.on("pageerror", lambda error: console.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
-    page.goto(render(run).as_uri())
+    report = run / "report.html"
+    page.goto((report if report.exists() else render(run)).as_uri())
     return page, console, [url for url in requests if not url.startswith(("file:", "data:"))]
 
 
