@@ -37,6 +37,13 @@ def test_with_the_classifiers_weights_it_is_the_classifier(mapper: MapperClassif
     assert np.abs(softer - found).max() > 1e-4
 
 
+def test_new_images_where_an_interval_is_empty() -> None:
+    values = torch.tensor([0.0, 0.1, 0.2, 0.9]).view(4, 1, 1, 1)
+    mapper = MapperClassifier(**{**QUICK, "n_components": 1}).fit(values, [0, 0, 1, 1])
+    new = torch.tensor([0.5, 0.6]).view(2, 1, 1, 1)
+    np.testing.assert_allclose(soft_mapper(mapper).predict_proba(new), mapper.predict_proba(new), atol=1e-5)
+
+
 def test_its_gradient_is_that_of_finite_differences(mapper: MapperClassifier) -> None:
     network = SoftMapper(mapper).double()
     x = _new(3).double().requires_grad_()

@@ -61,6 +61,17 @@ class Committee:
         begin, end = self.begins[coordinate, interval], self.ends[coordinate, interval]
         return np.sort(self.order[coordinate, begin:end]).astype(np.int64)
 
+    def asked(self, values: NDArray[np.float64], margin: float) -> NDArray[np.int64]:
+        """The first and the last interval (2, m, C) in which each new point looks; wider where nobody is in these."""
+        found = np.empty((2, *values.shape), dtype=np.int64)
+        for c, cover in enumerate(self.covers):
+            low, high = cover.asked(values[:, c], margin)
+            while (alone := self.begins[c, low] >= self.ends[c, high]).any():
+                low = np.maximum(low - alone, 0)
+                high = np.minimum(high + alone, len(cover) - 1)
+            found[:, :, c] = low, high
+        return found
+
     def cluster(self, cut: Cut) -> None:
         """Find the nodes: the clusters of each interval of each coordinate."""
         neighbours = nearest_of_all(self.points, LISTED)

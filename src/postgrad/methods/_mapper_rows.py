@@ -32,7 +32,7 @@ def mean_rows(
 ) -> sparse.csr_matrix:
     """The rows (m, nodes) of new points, float32; `own`: they are the training points, each left out of its own row."""
     points, covers = committee.points, committee.covers
-    asked = np.stack([np.stack(c.asked(v, margin)) for c, v in zip(covers, values.T, strict=True)], axis=2)
+    asked = committee.asked(values, margin)
     inside = np.stack([np.stack(c.of(v)) for c, v in zip(covers, values.T, strict=True)], axis=2)
     centred, training = torch.from_numpy(queries.centred), torch.from_numpy(points.centred)
     size = max(1, min(256, PRODUCT_BYTES // (4 * len(points))))
@@ -116,8 +116,6 @@ def _rows(data, training, ranges, cover, membership, settings, out, begin, end):
         trusted = len(nearest) - _SPARE if len(nearest) < n - (itself >= 0) else len(nearest)
         for c in range(coordinates):
             low, high = asked[0, i, c], asked[1, i, c]
-            while begins[c, low] >= ends[c, high]:  # nobody is there
-                low, high = max(low - 1, 0), min(high + 1, begins.shape[1] - 1)
             found = 0
             for j in range(trusted):
                 p = nearest[j]

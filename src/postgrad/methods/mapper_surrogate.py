@@ -64,10 +64,8 @@ class SoftMapper(nn.Module):
         rows = images.flatten(1)
         values = self.transformer.latent_(Data(rows.detach().cpu().numpy()))
         distances = torch.cdist(rows, self.points, compute_mode="donot_use_mm_for_euclid_dist")
-        parts = []
-        for c, cover in enumerate(self.transformer.committee_.covers):
-            low, high = cover.asked(values[:, c], self.transformer.margin)
-            parts.append(self._means(c, distances, low, high))
+        low, high = self.transformer.committee_.asked(values, self.transformer.margin)
+        parts = [self._means(c, distances, low[:, c], high[:, c]) for c in range(values.shape[1])]
         return self.head(torch.cat(parts, dim=1))
 
     def _means(self, c: int, distances: Tensor, low: np.ndarray, high: np.ndarray) -> Tensor:
