@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-import postgrad
 from postgrad.cli import main
 from postgrad.errors import UserError
 from postgrad.search.config import SearchConfig
 from postgrad.search.context import Context
-from postgrad.search.individual import Individual
+from postgrad.search.individual import Genes, Individual
+from postgrad.search.jobs import Base, Child
 from postgrad.search.search import Search, search
 
 Tiny = Callable[..., SearchConfig]
@@ -93,16 +93,16 @@ def test_a_finished_search_is_only_closed_again(
     assert make([]) == {}
 
 
-def test_children_inherit_weights(whole: Search) -> None:
+def test_children_inherit_weights(tiny: Tiny, tmp_path: Path) -> None:
     """With a rate next to nothing a child still computes what its parent does; new weights would not."""
-    child = next(each for each in whole.individuals if each.exact and each.parent)
-    assert child.parent is not None
-    networks = [postgrad.load(whole.directory / "population" / name) for name in (child.name, child.parent)]
-    x = torch.randn(64, 1, 8, 8)
-    inherited, parent = (network(x).flatten() for network in networks)
-    fresh = postgrad.create_model(networks[1].postgrad_source.spec, num_classes=10, in_channels=1, image_size=8)
-    assert torch.corrcoef(torch.stack([inherited, parent]))[0, 1] > 0.8
-    assert abs(torch.corrcoef(torch.stack([fresh(x).flatten(), parent]))[0, 1]) < 0.5
+    context = Context.of(tiny(training={"lr": 1e-9, "steps": 1}), tmp_path)
+    base = Base().make(context)
+    child = Child(1, base, "deeper", Genes(), seed=1).make(context)
+    parent, inherited = (context.network(name) for name in (base, child))
+    x = torch.linspace(-1, 1, 64 * 8 * 8).reshape(64, 1, 8, 8).mul(40).sin()
+    assert len(list(inherited.parameters())) > len(list(parent.parameters()))
+    assert torch.allclose(inherited(x), parent(x), atol=1e-4)
+    assert not torch.allclose(context.fresh(7)(x), parent(x), atol=0.1)
 
 
 def test_the_package_can_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
