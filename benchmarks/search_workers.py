@@ -4,8 +4,8 @@
 
 A Ray cluster of one node with one processor, then of two, on this machine; each search has one worker on each node and
 the same settings. Every child is its parent with one dropout more, so that all cost the same and the rate does not hang
-on what was drawn. A rate is that between the beginning of the first child and the end of the last; the start of workers
-and the base come before. Repetitions are interleaved, and a figure is their median. It wants two idle cores.
+on what was drawn. A rate is that from when each worker has made its first child up to the end of the last; the start of
+workers and the base come before. Repetitions are interleaved, and a figure is their median. It wants two idle cores.
 """
 
 from __future__ import annotations
@@ -66,9 +66,12 @@ def rate(config: SearchConfig, nodes: int) -> float:
 
 
 def _rate_of(events: list[dict[str, Any]]) -> float:
-    begun = [event["elapsed"] for event in events if event["event"] == "trial begins" and event["number"] > 0]
-    made = [event["elapsed"] for event in events if event["event"] == "individual" and event["number"] > 0]
-    return 60 * len(made) / (made[-1] - begun[0])
+    """From when each worker has made its first child, in which it still imports and compiles what it needs."""
+    ends = [event for event in events if event["event"] == "trial ends" and event["number"] > 0]
+    first = {event["slot"]: event["elapsed"] for event in reversed(ends)}
+    warm = max(first.values())
+    later = [event["elapsed"] for event in ends if event["elapsed"] > warm]
+    return 60 * len(later) / (later[-1] - warm)
 
 
 def measured(config: SearchConfig, repeat: int) -> dict[str, Any]:
