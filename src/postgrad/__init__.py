@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from postgrad.methods.weight_sampling import PeriodicWeightSampling as PeriodicWeightSampling
     from postgrad.models.checkpoints import save as save
     from postgrad.models.registry import create_model as create_model
+    from postgrad.search.config import SearchConfig as SearchConfig
 
 _PUBLIC = {
     "Certificate": "postgrad.growth.certificate",
@@ -75,6 +76,7 @@ _PUBLIC = {
     "PeriodicWeightSampling": "postgrad.methods.weight_sampling",
     "PowerGradCrossEntropy": "postgrad.methods.powergrad",
     "PurifyingClassifier": "postgrad.methods.energy_samples",
+    "SearchConfig": "postgrad.search.config",
     "StochasticWeightAveraging": "postgrad.methods.weight_averages",
     "TemperatureCrossEntropy": "postgrad.methods.powergrad",
     "ThresholdedLinearUnit": "postgrad.methods.frn",
@@ -131,6 +133,7 @@ __all__ = [
     "PeriodicWeightSampling",
     "PowerGradCrossEntropy",
     "PurifyingClassifier",
+    "SearchConfig",
     "StochasticWeightAveraging",
     "TemperatureCrossEntropy",
     "ThresholdedLinearUnit",

@@ -24,6 +24,7 @@ def test_ten_minutes_where_nothing_ends_it() -> None:
         {},
         {"individuals": 7, "mutations": "deeper,wider"},
         {"multiply_adds": 1e12, "training": {"epochs": 2, "lr": 0.1}},
+        {"budget": "1h", "claims": [{"claim": "better than stacking", "source": "a plan", "arm": "best"}]},
     ],
 )
 def test_settings_are_read_as_they_were_written(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -45,9 +46,17 @@ def test_settings_are_read_as_they_were_written(settings: dict[str, Any], tmp_pa
         ({"poplation": 3}, "unknown setting 'poplation': did you mean 'population'?"),
         ({"tournament": 0}, "tournament"),
         ({"base_epochs": 0}, "base_epochs"),
+        ({"claims": [{"claim": "x", "source": "y", "arm": "control-random"}]}, "proves its arm best alone"),
     ],
 )
 def test_mistakes_are_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=r"recipe\.yaml") as refused:
         validated(SearchConfig, settings, source="recipe.yaml")
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "recipes" / "search").glob("*.yaml")), ids=str)
+def test_recipes_can_be_read_and_judged(file: Path) -> None:
+    config = SearchConfig.load(file)
+    assert config.out.name == f"search-{file.stem}"
+    assert file.stem == "digits" or config.claims

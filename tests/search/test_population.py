@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from postgrad.errors import UserError
 from postgrad.search.individual import Genes, Individual
-from postgrad.search.population import DROPOUT, OUTPUT_PENALTY, WEIGHT_DECAY, Population, front, mutate_genes
+from postgrad.search.population import (
+    DROPOUT,
+    OUTPUT_PENALTY,
+    WEIGHT_DECAY,
+    Population,
+    front,
+    genes_of_child,
+    mutate_genes,
+)
 
 NETWORKS = st.lists(
     st.builds(
@@ -163,6 +171,12 @@ def test_one_gene_at_most_changes_and_stays_within_its_range(
     assert WEIGHT_DECAY[0] <= child.weight_decay <= WEIGHT_DECAY[1]
     assert DROPOUT[0] <= child.dropout <= DROPOUT[1]
     assert child.output_penalty == 0 or OUTPUT_PENALTY[0] <= child.output_penalty <= OUTPUT_PENALTY[1]
+
+
+def test_half_of_the_children_have_the_genes_of_their_parent() -> None:
+    draw = np.random.default_rng(0)
+    same = sum(genes_of_child(Genes(dropout=0.3), draw) == Genes(dropout=0.3) for _ in range(400))
+    assert 160 < same < 240
 
 
 def test_every_gene_changes_and_a_penalty_comes_and_goes() -> None:

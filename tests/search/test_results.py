@@ -18,11 +18,14 @@ import postgrad
 from postgrad.data.datasets import load_dataset
 from postgrad.evaluation.statistics import mcnemar
 from postgrad.reports.schema import Results, read_results
+from postgrad.search.config import SearchConfig
 from postgrad.search.controls import CONTROLS, Control
 from postgrad.search.events import Log, read_events
 from postgrad.search.individual import Individual
 from postgrad.search.lineage import lineage, winner_of
 from postgrad.search.results import TITLES, close_search
+from postgrad.studies.claims import ledger_of_run, raw_of
+from postgrad.studies.study_config import Claim
 
 REFUSED = {"number": 3, "mutation": "wider", "reason": "it would have 700000 parameters; the limit is 60000"}
 
@@ -170,3 +173,17 @@ def test_of_equal_ones_the_first_finished_wins(individual) -> None:
     finished = made_up(individual, [0.1, 0.7, 0.7])
     assert winner_of(finished) is finished[1]
     assert Control("control-finetune", finished[1].name).label == {"job": "control", "arm": "control-finetune"}
+
+
+def test_claims_are_judged_and_the_lineage_is_kept_beside_the_page(closed: Path, tmp_path: Path) -> None:
+    claim, page = Claim(claim="bred networks win", source="a plan", arm="best"), tmp_path / "ledger" / "search"
+    results = read_results(closed / "results.json")
+    (closed / "environment.json").write_text("{}")
+    bred_from = SearchConfig.model_validate({"claims": [claim.model_dump()]})
+    bred_from.save(closed / "config.yaml")
+    ledger_of_run(page, bred_from.claims, closed, "postgrad search --recipe a.yaml")
+    assert "| bred networks win |" in page.with_suffix(".md").read_text()
+    assert raw_of(page).joinpath("lineage.json").read_bytes() == (closed / "lineage.json").read_bytes()
+    with np.load(raw_of(page) / "predicted.npz") as kept:
+        right = (kept["best-seed0"] == kept["labels"]).mean()
+    assert right == pytest.approx(results.arm("best").metrics["accuracy"].mean)

@@ -32,7 +32,7 @@ from postgrad.errors import UserError
 from postgrad.search.config import BUDGETS, SearchConfig
 from postgrad.validation import read_yaml, validated
 
-_OF_THIS_CALL = ("recipe", "workers", "ray", "json", "quiet")
+_OF_THIS_CALL = ("recipe", "workers", "ray", "ledger", "json", "quiet")
 """Options that are no settings of the search."""
 
 
@@ -68,6 +68,8 @@ class RunOptions:
     """Default: 0."""
     out: Folder = None
     """Where the results go; one that holds something is left alone, and DIR-2, ... is used. Default: runs/search."""
+    ledger: Annotated[Folder, tyro.conf.arg(metavar="PAGE")] = None
+    """Judge the recipe's claims on a page of a replication ledger, such as docs/ledger/NAME, with the raw results."""
     resume: Folder = None
     """Go on with an interrupted search, with what is left of its budget."""
 
@@ -95,9 +97,13 @@ def run(options: Options) -> int:
         config = resumed_config(SearchConfig, options.run.resume, groups, of_this_call=_OF_THIS_CALL)
     else:
         config = configured(options)
+    ledger = options.run.ledger
     with prepared(options.machine):
         from postgrad.search.search import search
+        from postgrad.studies.claims import check_ledger, ledger_of_run, raw_of
 
+        if ledger is not None:
+            check_ledger(ledger, config.claims)
         ended = search(config, workers=options.run.workers, ray=options.run.ray)
     results = json.loads((ended.directory / "results.json").read_text(encoding="utf-8"))
     show(results, as_json=options.machine.json)
@@ -109,6 +115,10 @@ def run(options: Options) -> int:
             f"{base.parameters:,}), validation accuracy {best.accuracy:.4f} (base {base.accuracy:.4f})"
         )
         say(f"report: {ended.directory / 'report.html'}")
+    if ledger is not None:
+        settings = options.run.recipe or raw_of(ledger) / "config.yaml"
+        ledger_of_run(ledger, config.claims, ended.directory, f"postgrad search --recipe {settings}")
+        say(f"ledger: {ledger.with_suffix('.md')}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -60,7 +61,7 @@ def run(options: Options) -> int:
     config = resumed(options) if options.run.resume else configured(options)
     ledger = options.run.ledger
     with prepared(options.machine):
-        from postgrad.studies.claims import check_ledger, ledger_of_study
+        from postgrad.studies.claims import check_ledger, ledger_of_run, raw_of
         from postgrad.studies.study import study
 
         if ledger is not None:
@@ -75,9 +76,16 @@ def run(options: Options) -> int:
     if results is not None and not options.machine.json:
         say(f"\nreport: {ended.directory / 'report.html'}")
     if results is not None and ledger is not None:
-        ledger_of_study(ledger, config.claims, ended.directory, f"postgrad study {options.run.recipe or 'config.yaml'}")
+        command = _command(options.run, raw_of(ledger) / "config.yaml")
+        ledger_of_run(ledger, config.claims, ended.directory, command)
         say(f"ledger: {ledger.with_suffix('.md')}")
     return 1 if ended.failures else 0
+
+
+def _command(run: RunOptions, settings: Path) -> str:
+    """The words that make the study again; `settings` are those that were kept, for where no recipe was named."""
+    flags = [f"--{name} {value}" for name in ("limit", "seeds") if (value := getattr(run, name)) is not None]
+    return " ".join(["postgrad study", str(run.recipe or settings), *flags])
 
 
 def show(results: dict[str, Any], *, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from postgrad.search.context import POPULATION
 from postgrad.search.events import Log, Record
 from postgrad.search.individual import Genes, Individual
 from postgrad.search.jobs import TRAINING, Base, Child, SearchJob, individuals
-from postgrad.search.population import Population, mutate_genes
+from postgrad.search.population import Population, genes_of_child
 from postgrad.search.presets import PRESETS, Tried
 from postgrad.studies.scheduler import AnyJob, Running
 from postgrad.studies.worker import Outcome
@@ -26,9 +26,6 @@ from postgrad.training.clock import parse_duration
 
 PATIENCE = 100
 """Proposals in a row that come to nothing, after which a search is over: its networks cannot grow any further."""
-
-GENES_CHANCE = 0.5
-"""That the regularisation of a child is another than its parent's, where it mutates at all."""
 
 
 @dataclass
@@ -189,8 +186,7 @@ class SearchBoard(_Jobs[SearchJob]):
         parent = self.population.parent(draw)
         chances = self._preset.chances(parent, self.tried, self.config.mutations)
         mutation = str(draw.choice(list(chances), p=list(chances.values())))
-        mutates = self.config.genes and draw.random() < GENES_CHANCE
-        genes = mutate_genes(parent.genes, draw) if mutates else parent.genes
+        genes = genes_of_child(parent.genes, draw) if self.config.genes else parent.genes
         seed = int(np.random.SeedSequence((self.config.seed, number, 1)).generate_state(1)[0])
         return Child(number, parent.name, mutation, genes, seed)
 

@@ -9,9 +9,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from postgrad.studies.config import Duration, Names, RunConfig, UserPath
+from postgrad.studies.study_config import Claim
 
 BUDGETS = ("budget", "individuals", "multiply_adds")
 """What a search ends by, of which it has one."""
+
+BEST = "best"
+"""The arm of a search that is compared with its controls: the winner."""
 
 DEFAULT_BUDGET = "10m"
 
@@ -37,7 +41,7 @@ class SearchConfig(RunConfig):
     .01; `base_epochs` is how long a base without weights of its own is trained in the same way. `preset` says how
     probable each mutation is, `mutations` which there are (default: the preset's), `mutation_files` are Python files
     that register further ones. With `genes` the regularisation of children mutates too. `max_parameters` bounds their
-    size.
+    size. `claims` are judged on a page of the ledger.
     """
 
     out: UserPath = Path("runs/search")
@@ -55,6 +59,7 @@ class SearchConfig(RunConfig):
     base_epochs: float = Field(default=3, gt=0, allow_inf_nan=False)
     genes: bool = True
     max_parameters: PositiveInt | None = None
+    claims: tuple[Claim, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +82,14 @@ class SearchConfig(RunConfig):
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(BUDGETS)}, got {' and '.join(given)}")
         return self
+
+    @field_validator("claims")
+    @classmethod
+    def _of_the_best(cls, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        for claim in claims:
+            if claim.arm not in (None, BEST):
+                raise ValueError(f"claim '{claim.claim}': a search proves its arm {BEST} alone, not {claim.arm}")
+        return claims
 
     def command(self) -> str:
         """The command line that asks for this."""

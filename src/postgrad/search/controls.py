@@ -28,7 +28,7 @@ from postgrad.search.curves import joined
 from postgrad.search.fresh import drawn_anew
 from postgrad.search.individual import Genes, Individual
 from postgrad.search.jobs import TRAINING, Child, SearchJob, described
-from postgrad.search.population import mutate_genes
+from postgrad.search.population import genes_of_child
 from postgrad.search.presets import PRESETS
 from postgrad.search.stacking import grow_evenly
 from postgrad.studies.worker import PROGRESS, Refused
@@ -208,7 +208,7 @@ def _draw(context: Context, parent: Individual, number: int, multiply_adds: floa
     chances = PRESETS[config.preset].chances(parent, mutations=config.mutations)
     draw = np.random.default_rng([config.seed, number])
     mutation = str(draw.choice(list(chances), p=list(chances.values())))
-    genes = mutate_genes(parent.genes, draw) if config.genes else parent.genes
+    genes = genes_of_child(parent.genes, draw) if config.genes else parent.genes
     return Child(number, parent.name, mutation, genes, int(draw.integers(2**31)), multiply_adds=multiply_adds)
 
 

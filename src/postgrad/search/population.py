@@ -102,6 +102,17 @@ OUTPUT_PENALTY = (1e-6, 1e-2)
 """The least and the most that mutation makes of each gene; an output penalty below its least is none."""
 TIMES = 4.0
 """By which a gene becomes greater or smaller at most."""
+GENES_CHANCE = 0.5
+"""That the regularisation of a child is another than its parent's."""
+
+
+def genes_of_child(genes: Genes, draw: Generator) -> Genes:
+    """Those of the parent, or with chance `GENES_CHANCE` a mutation of them.
+
+    >>> genes_of_child(Genes(), np.random.default_rng(0))
+    Genes(weight_decay=0.0005, dropout=0.0, output_penalty=0.0)
+    """
+    return mutate_genes(genes, draw) if draw.random() < GENES_CHANCE else genes
 
 
 def mutate_genes(genes: Genes, draw: Generator) -> Genes:

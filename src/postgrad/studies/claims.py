@@ -152,12 +152,21 @@ def _about_method(verdicts: Sequence[Verdict]) -> dict[str, Verdict]:
     return {v.control: v for v in verdicts if v.scope == "method" and v.p is not None}
 
 
-def ledger_of_study(path: Path, claims: Sequence[Claim], run: Path, command: str) -> None:
-    """Judge the claims of a finished study, and keep its raw results beside the page."""
-    results, raw = read_results(run / "results.json"), Path("raw") / path.name
-    rows = [judge(claim, results, raw=str(raw), command=command) for claim in claims]
-    keep_raw(run, path.parent / raw)
+def ledger_of_run(path: Path, claims: Sequence[Claim], run: Path, command: str) -> None:
+    """Judge the claims of a finished study or search, and keep its raw results beside the page."""
+    results, kept = read_results(run / "results.json"), raw_of(path)
+    rows = [judge(claim, results, raw=str(kept.relative_to(path.parent)), command=command) for claim in claims]
+    keep_raw(run, kept)
     write_ledger(path, f"Replication ledger: {path.name}", rows)
+
+
+def raw_of(path: Path) -> Path:
+    """Where the raw results of a ledger's page lie, config.yaml among them.
+
+    >>> raw_of(Path("docs/ledger/powergrad"))
+    PosixPath('docs/ledger/raw/powergrad')
+    """
+    return path.parent / "raw" / path.name
 
 
 def check_ledger(path: Path, claims: Sequence[Claim]) -> None:

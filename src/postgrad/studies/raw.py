@@ -16,6 +16,9 @@ from postgrad.validation import read_yaml
 KEPT = ("environment.json", "metrics.csv", "events.jsonl", "results.json")
 """Copied in this order: where results.json lies, all of it does."""
 
+OF_A_SEARCH = ("lineage.json",)
+"""Kept of a mutation search as well."""
+
 OF_ONE_MACHINE = ("data_dir", "weights", "out", "bases", "base_targets")
 """Settings that hold paths of one machine, or belong to what lies there; the copy of config.yaml leaves them out."""
 
@@ -34,5 +37,6 @@ def keep_raw(run: Path, raw: Path) -> None:
             predicted["labels"] = arrays["labels"].astype(np.uint8)
     write_atomic(raw / "arms.json", json.dumps(records, indent=1))
     write_arrays(raw / "predicted.npz", **predicted)
-    for name in KEPT:
-        write_atomic(raw / name, (run / name).read_bytes())
+    for name in (*OF_A_SEARCH, *KEPT):
+        if name in KEPT or (run / name).exists():
+            write_atomic(raw / name, (run / name).read_bytes())
