@@ -20,7 +20,8 @@ find_cpu_index = if [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/ver
 	&& $(python) -c "import urllib.request as u; u.urlopen('$(cpu_index)/torch/', timeout=3)" 2>/dev/null; \
 	then echo "--extra-index-url $(cpu_index)"; fi
 
-.PHONY: demo install test test-slow lint bench ledger ledger-gradnet ledger-training ledger-growth docs
+.PHONY: demo install test test-slow lint bench docs
+.PHONY: ledger ledger-gradnet ledger-training ledger-growth ledger-distillation ledger-search ledger-jem ledger-mapper
 
 demo: $(stamp)
 	$(python) -m postgrad.cli improve --out $(OUT)
@@ -50,13 +51,16 @@ lint: $(stamp)
 bench: $(stamp)
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(python) $$file; done
 
-# Each recipe of a folder, its run and its ledger page named after it behind a prefix; one that was begun goes on.
-studies = for recipe in $(1)/*.yaml; do name=$(2)$$(basename $$recipe .yaml); out=$(RUNS)/$$name; \
-	if [ -e $$out/config.yaml ]; then how="--resume $$out"; else how="$$recipe --out $$out"; fi; \
-	$(python) -m postgrad.cli study $$how --ledger docs/ledger/$$name || [ $$? = 1 ] || exit; done
+# A study that was begun goes on: (recipe, its name as a run and as a ledger page, options of a new one).
+study = recipe=$(1); out=$(RUNS)/$(2); \
+	if [ -e $$out/config.yaml ]; then how="--resume $$out $(if $(3),,$$recipe)"; else how="$$recipe --out $$out $(3)"; fi; \
+	$(python) -m postgrad.cli study $$how --ledger docs/ledger/$(2) || [ $$? = 1 ] || exit
+# Recipes one after the other, each named after its file behind a prefix.
+studies = for file in $(1); do name=$(2)$$(basename $$file .yaml); $(call study,$$file,$$name); done
+training := $(filter-out recipes/training/powergrad-images.yaml,$(wildcard recipes/training/*.yaml))
 
 # The runs behind the published tables: hours to a day. Each target goes on where it was interrupted.
-ledger: ledger-gradnet ledger-training ledger-growth
+ledger: ledger-gradnet ledger-training ledger-growth ledger-distillation ledger-search ledger-jem ledger-mapper
 
 ledger-gradnet: $(stamp)
 	$(python) -m postgrad.studies.ledger docs/ledger/gradnet.yaml --runs $(RUNS) --run --threads $(THREADS)
@@ -64,10 +68,31 @@ ledger-gradnet: $(stamp)
 ledger-training: $(stamp)
 	test -e runs/mnist/manifest.json || $(python) -m postgrad.cli train --model seed-cnn --data mnist --limit 10000 --epochs 3 --out runs/mnist
 	test -e runs/notmnist.npz || $(python) recipes/training/letters.py
-	$(call studies,recipes/training,)
+	$(call studies,$(training),)
+	for images in 1000 2500 5000 10000; do \
+		$(call study,recipes/training/powergrad-images.yaml,powergrad-$$images-images,--limit $$images); done
+	$(python) recipes/training/language_model.py --out docs/ledger/raw/fixed-classifier-language.json
 
 ledger-growth: $(stamp)
-	$(call studies,recipes/growth,growth-)
+	$(call studies,recipes/growth/*.yaml,growth-)
+
+ledger-distillation: $(stamp)
+	test -e runs/teacher/manifest.json || $(python) -m postgrad.cli train --model resnet20 --data cifar10 --limit 5000 --epochs 20 --out runs/teacher
+	test -e runs/cifar10-transfer.npz || $(python) recipes/distillation/transfer.py
+	test -e runs/gradnet-teacher/results.json || $(python) -m postgrad.cli improve --model seed-cnn --data cifar10 --limit 5000 --epochs 15 \
+		--method gradnet:epochs=3 --controls control-finetune --out runs/gradnet-teacher
+	$(call studies,recipes/distillation/*.yaml,distillation-)
+
+ledger-search: $(stamp)
+	for name in mnist cifar10 cifar10-hour; do out=$(RUNS)/search-$$name; \
+		if [ -e $$out/config.yaml ]; then how="--resume $$out"; else how="--recipe recipes/search/$$name.yaml --out $$out"; fi; \
+		$(python) -m postgrad.cli search $$how --ledger docs/ledger/search-$$name || exit; done
+
+ledger-jem: $(stamp)
+	$(call studies,recipes/jem/*.yaml,jem-)
+
+ledger-mapper: $(stamp)
+	$(call studies,recipes/mapper/*.yaml,mapper-)
 
 docs: $(stamp)
 	@$(pip) -e '.[docs]'

@@ -131,6 +131,8 @@ TRAININGS: dict[str, Any] = {
         ({"training": {"epochs": 0}}, "training: epochs: should be greater than 0"),
         ({"rates": [-0.1]}, "rates.0: should be greater than 0"),
         ({"rates": "fast"}, "rates: should be a valid tuple"),
+        ({"arms": {"a": {"name": "gradnet", "against": ["a"]}}}, "unknown arm that a is compared with 'a'"),
+        ({"arms": {"a": {"name": "gradnet", "against": ["knnn"]}, "knn": "knn"}}, "did you mean 'knn'?"),
         ({"arms": {"a": "ema", "b": "gradnet"}}, "need studies of their own"),
         ({"arms": {"a": "emma"}}, "did you mean 'ema'?"),
         ({"arms": {"a": "ema:deckay=1"}}, "did you mean 'decay'?"),

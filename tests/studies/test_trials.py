@@ -35,6 +35,20 @@ def test_one_method_needs_no_suffix_and_several_do() -> None:
     ]
 
 
+def test_a_method_that_others_are_compared_with_is_a_control_without_controls() -> None:
+    arms = {"a": {"name": "gradnet", "against": ["b", "c"]}, "b": "gradnet", "c": {"name": "gradnet", "against": ["b"]}}
+    config = StudyConfig.model_validate({"arms": arms, "controls": ["control-features"]})
+    found = {trial.arm: trial for trial in trials(config)}
+    assert list(found) == ["base", "a", "control-features-a", "b", "c", "control-features-c"]
+    assert {arm: trial.kind for arm, trial in found.items() if trial.control is None} == {
+        "base": "base", "a": "method", "b": "control", "c": "method",
+    }  # fmt: skip
+    assert found["a"].against == ("base", "control-features-a", "b", "c")
+    assert found["c"].against == ("base", "control-features-c", "b")
+    assert (found["b"].control_for, found["c"].control_for) == (("a", "c"), ("a",))
+    assert found["control-features-a"].method is found["a"].method
+
+
 def test_the_best_of_two_controls_needs_both() -> None:
     found = {trial.arm: trial for trial in trials(study("a", "b"))}
     assert found["control-same-price-b"].needs == ("base", "b", "control-finetune-b", "control-more-data-b")

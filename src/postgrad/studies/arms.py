@@ -84,7 +84,7 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
         steps={k: count for k, count in of_arm.steps.items() if k.startswith(f"seed{trial.seed}/{trial.arm}/")},
         trials=fitted.trials,
         method=_registered_name(trial),
-        control_for=[method.label] if method and trial.kind == "control" else list(trial.control_for),
+        control_for=[method.label] if method and trial.control else list(trial.control_for),
         against=list(trial.against),
         lr=trained.lr if trained else None,
         tuned=trained.tuned if trained else {},
@@ -128,7 +128,7 @@ def _plan(seed_run: SeedRun, trial: Trial, directory: Path) -> tuple[Callable[[]
     base, method = seed_run.network("base"), trial.method
     assert method is not None
     on_base = seed_run.record("base").cpu_seconds
-    if trial.kind == "method":
+    if trial.control is None:
         return lambda: _fit_method(seed_run, method, base, directory), on_base
     setting = _control_setting(seed_run, method, base, directory)
     if trial.control == "control-same-price":
@@ -136,7 +136,6 @@ def _plan(seed_run: SeedRun, trial: Trial, directory: Path) -> tuple[Callable[[]
         networks = seed_run.network(finetuned), seed_run.network(more_data)
         stands_on = max(seed_run.record(arm).total_cpu_seconds for arm in (finetuned, more_data))
         return lambda: control_same_price(setting, *networks), stands_on
-    assert trial.control is not None
     control = CONTROLS[trial.control]
     return lambda: control(setting), 0.0 if trial.control == "control-more-data" else on_base
 

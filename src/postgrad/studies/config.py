@@ -104,13 +104,18 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 class MethodConfig(BaseModel):
-    """One method with its options, as in `--method gradnet:epochs=10`; `arm` where its arm has another name."""
+    """One method with its options, as in `--method gradnet:epochs=10`; `arm` where its arm has another name.
+
+    `against` names further arms that it is compared with, beside the base and its controls. One that is compared with
+    nothing itself is a control then, and is made without controls of its own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     options: dict[str, Any] = {}
     arm: ArmName | None = None
+    against: Names = ()
 
     @property
     def label(self) -> str:
@@ -388,6 +393,15 @@ class ComparisonConfig(RunConfig):
     @abstractmethod
     def command(self) -> str:
         """The command line that asks for this."""
+
+    @model_validator(mode="after")
+    def _against_arms_that_there_are(self) -> Self:
+        labels = [method.label for method in self.method_arms()]
+        for method in self.method_arms():
+            for other in method.against:
+                if other == method.label or other not in labels:
+                    raise unknown_name(f"arm that {method.label} is compared with", other, labels)
+        return self
 
     @field_validator("controls")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,13 +24,13 @@ class Trial:
     kind: Kind
     needs: tuple[str, ...] = ()
     method: MethodConfig | None = field(default=None, hash=False)
-    """The method of an arm of kind method; of a control, the method that it is a control for."""
+    """What an arm fits; where `control` is named, the method that this is a control for."""
     control: str | None = None
     """The name of the control, which `arm` has a suffix to where several methods have one."""
     training: TrainingArm | None = field(default=None, hash=False)
     """What is trained, of an arm that is a training."""
     against: tuple[str, ...] = ()
-    """The arms that such a training of kind method is compared with."""
+    """The arms that one of kind method is compared with, where it is not the base and its own controls alone."""
     control_for: tuple[str, ...] = ()
     tuned_on: int | None = None
     """The seed whose learning rate it takes; None where it finds one itself."""
@@ -66,16 +66,22 @@ def control_arm(config: ComparisonConfig, control: str, method: MethodConfig) ->
 
 
 def _of_seed(config: ComparisonConfig, seed: int) -> list[Trial]:
+    """The base, then each method with the controls that its shape asks for; those that are controls have none."""
+    against = {method.label: method.against for method in config.method_arms()}
     found = [Trial(seed, "base", "base")]
     for method in config.method_arms():
-        found.append(Trial(seed, method.label, "method", ("base",), method))
+        judged = tuple(name for name, others in against.items() if method.label in others)
+        if _is_control(against, method.label):
+            found.append(Trial(seed, method.label, "control", ("base",), method, control_for=judged))
+            continue
         asked_for = CONTROLS_OF_SHAPE[get_method(method.name).shape]
-        for control in config.controls:
-            if control in asked_for:
-                others = (control_arm(config, other, method) for other in OTHER_CONTROLS.get(control, ()))
-                needs = ("base", method.label, *others)
-                arm = control_arm(config, control, method)
-                found.append(Trial(seed, arm, "control", needs, method, control))
+        own = {name: control_arm(config, name, method) for name in config.controls if name in asked_for}
+        compared = ("base", *own.values(), *method.against) if method.against else ()
+        of_method = Trial(seed, method.label, "method", ("base",), method, against=compared, control_for=judged)
+        found.append(of_method)
+        for control, arm in own.items():
+            others = (control_arm(config, other, method) for other in OTHER_CONTROLS.get(control, ()))
+            found.append(Trial(seed, arm, "control", ("base", method.label, *others), method, control))
     return found
 
 
@@ -87,7 +93,8 @@ def _trainings_of_seed(config: ComparisonConfig, seed: int) -> list[Trial]:
         return Trial(seed, arm, kind, training=training, tuned_on=tuned_on, **more)
 
     arms = {"base": TrainingArm(), **config.training_arms()}
-    methods = [name for name in arms if name != "base" and not _is_control(arms, name)]
+    named = {name: arm.against for name, arm in arms.items()}
+    methods = [name for name in arms if name != "base" and not _is_control(named, name)]
     found = []
     for name, training in sorted(arms.items(), key=lambda arm: arm[1].time_of is not None):
         needs = () if training.time_of is None else (training.time_of,)
@@ -105,9 +112,9 @@ def _trainings_of_seed(config: ComparisonConfig, seed: int) -> list[Trial]:
     return found
 
 
-def _is_control(arms: Mapping[str, TrainingArm], name: str) -> bool:
-    """Whether others are compared with it, and it is itself compared with none."""
-    return not arms[name].against and any(name in arm.against for arm in arms.values())
+def _is_control(against: Mapping[str, Sequence[str]], name: str) -> bool:
+    """Whether other arms are compared with it, and it is itself compared with none."""
+    return not against[name] and any(name in others for others in against.values())
 
 
 def _suffixed(control: str, arm: str, *, alone: bool) -> str:
