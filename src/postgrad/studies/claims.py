@@ -32,7 +32,7 @@ WORDS: dict[Word, str] = {
     "replicated": "better than the base and than every fair control, over five seeds or more; or, where that was "
     "claimed, no difference to the base",
     "partly": "better than the base, but not than every fair control",
-    "not replicated": "not better than the base",
+    "not replicated": "not better than the base; or, where no difference was claimed, a difference",
     "preliminary": "fewer than five seeds: what the runs show so far, no verdict on the method",
     "not testable here": "needs data or machines that are not at hand; the row says which",
 }
