@@ -52,12 +52,12 @@ class Problem:
         return model, train(model, n=len(self.x), recipe=recipe, **settings)
 
     def train_interrupted(self, recipe: Recipe, *, after: int, directory: Path, **options: Any) -> None:
-        """Train into `directory` and crash when so many steps are done."""
+        """Train into `directory` and crash when so many steps are done, those that are only timed apart."""
         done = 0
 
         def crash(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             nonlocal done
-            done += 1
+            done += (directory / "checkpoint.pt").exists()  # it is written before the first step
             if done > after:
                 raise SimulatedCrashError
             return self.make_batch(indices, generator)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _WARM_UP = 2
 _TIMED = 10
-_TIMING_SHARE = 0.2
+_SHARE = 0.05
+_MOST = 0.2
 
 
 def planned_steps(
@@ -28,9 +29,10 @@ def planned_steps(
     take_step: Callable[[int], object],
     validate: Callable[[], object],
 ) -> int:
-    """The steps of a recipe; for a time budget by taking and undoing the first steps.
+    """The steps of a recipe; for a time budget by taking and undoing the first steps, whose time does not count.
 
-    Undoing them makes a training by budget the same, bit for bit, as one whose recipe gives that number of steps.
+    Undoing them makes a training by budget the same, bit for bit, as one whose recipe gives that number of steps, and
+    gives a control all the time that its method had.
     """
     if recipe.budget is None:
         return recipe.fixed_steps(n)
@@ -67,30 +69,37 @@ def steps_within(
 ) -> int:
     """Steps that fit into `seconds`, with a validation every `interval` steps and one at the end; at least 1.
 
-    Ten steps after two for warming up are timed, fewer where they would take a fifth of the budget, and one validation.
-    `clock` gives the seconds since the training began, so that this timing is part of the budget.
+    After two steps and a validation for warming up, steps are timed for a twentieth of these seconds, ten of them at
+    least where a fifth is not exceeded, and one validation. `clock` gives the seconds since some moment.
     """
-    marks = [clock()]
-    for step in range(_WARM_UP + _TIMED):
+    began = clock()
+    step = 0
+    while step < _WARM_UP and clock() - began <= _MOST * seconds:
         take_step(step)
-        marks.append(clock())
-        if marks[-1] > _TIMING_SHARE * seconds:
-            break
-    timed = marks[_WARM_UP:] if len(marks) > _WARM_UP + 1 else marks
-    per_step = (timed[-1] - timed[0]) / (len(timed) - 1)
+        step += 1
     validate()
-    now = clock()
-    per_validation = now - marks[-1]
-    return max(1, int((seconds - now - per_validation) / max(per_step + per_validation / interval, 1e-9)))
+    marks = [clock()]
+    while len(marks) <= _TIMED or marks[-1] - marks[0] < _SHARE * seconds:
+        take_step(step)
+        step += 1
+        marks.append(clock())
+        if marks[-1] - began > _MOST * seconds:
+            break
+    per_step = (marks[-1] - marks[0]) / (len(marks) - 1)
+    validate()
+    per_validation = clock() - marks[-1]
+    return max(1, int((seconds - per_validation) / max(per_step + per_validation / interval, 1e-9)))
 
 
 @contextlib.contextmanager
 def _undone(training: Training) -> Iterator[None]:
-    """Put weights, buffers, optimizer and loss scale back to what they were before the block."""
+    """Put weights, buffers, optimizer, loss scale and the watch back to what they were before the block."""
     weights = copy_of_weights(training.model)
     optimizer = deepcopy(training.optimizer.state_dict())
     precision = deepcopy(training.precision.state_dict())
+    watch = training.watch.state_dict()
     yield
+    training.watch.load_state_dict(watch)
     training.model.load_state_dict(weights)
     training.optimizer.load_state_dict(optimizer)
     training.precision.load_state_dict(precision)

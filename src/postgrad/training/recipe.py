@@ -39,7 +39,8 @@ class Recipe(BaseModel):
     >>> Recipe.from_yaml("recipes/seed-cnn.yaml")
 
     One of `epochs` (may be a fraction), `steps` and `budget` says how long. `budget` is training time of the process
-    (of the device on a GPU), as in 90s, 10m, 1.5h: the first steps are timed, and the number of steps that fit is kept.
+    (of the device on a GPU), as in 90s, 10m, 1.5h: the first steps are timed, and the number of steps that fit is kept;
+    the timing takes a twentieth more.
 
     `optimizer` is any of `torch.optim` that needs no closure, `schedule` is "constant", "cosine" or any of
     `torch.optim.lr_scheduler` that needs no code; `optimizer_options` and `schedule_options` are theirs, under torch's
