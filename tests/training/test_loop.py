@@ -59,6 +59,31 @@ def test_equals_a_hand_written_loop_bit_for_bit(problem, same_bits):
     assert not same_bits(model, hand_written_loop(problem, steps=25, batch_size=16, seed=6))
 
 
+def test_images_are_laid_out_with_their_channels_last_and_nothing_else_changes(problem):
+    images = torch.randn(70, 3, 5, 4)
+    seen = []
+
+    def train(laid_out):
+        def loss(network, batch):
+            inputs, rest = batch
+            seen.append((inputs.is_contiguous(memory_format=torch.channels_last), rest["rows"].is_contiguous()))
+            return F.cross_entropy(network((inputs if laid_out else inputs.contiguous()).mean((2, 3))), rest["y"])
+
+        torch.manual_seed(0)
+        model = nn.Linear(3, 3)
+        return problem.train(
+            Recipe(steps=3, batch_size=8),
+            model=model,
+            make_batch=lambda i, generator: (images[i], {"y": problem.y[i], "rows": images[i, :, 0]}),
+            loss=loss,
+            validate=None,
+        )[0]
+
+    torch.testing.assert_close(train(True).weight, train(False).weight)
+    assert seen
+    assert all(each == (True, True) for each in seen)
+
+
 def test_same_seed_same_bits_and_the_callers_random_numbers_are_left_alone(problem, same_bits):
     state = torch.get_rng_state()
     first, history = problem.train(RECIPE)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from postgrad.changes import Change, apply_changes, changes_of
@@ -107,7 +108,7 @@ def train(
 
     def draw(step: int) -> tuple[Any, float]:
         indices, generator, weight = batches(step)
-        return fabric.to_device(make_batch(indices, generator)), weight
+        return _laid_out(fabric.to_device(make_batch(indices, generator)), fabric.device), weight
 
     def update(batch: Any, weight: float) -> Tensor:
         value = loss(network, batch)
@@ -222,6 +223,17 @@ def _check(n: int, seed: int, recipe: Recipe, validate: object, fabric: Fabric |
     given = recipe.precision if fabric is None else fabric.strategy.precision.precision
     if given != recipe.precision:
         raise UserError(f"training: the recipe's precision is {recipe.precision}, that of its fabric is {given}")
+
+
+def _laid_out(batch: Any, device: torch.device) -> Any:
+    """Images with their channels last in memory, on a processor: its convolutions are a tenth to a third faster so."""
+    if device.type != "cpu":
+        return batch
+    return apply_to_collection(batch, Tensor, lambda part: _channels_last(part) if part.dim() == 4 else part)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _device_of(model: nn.Module) -> torch.device:
