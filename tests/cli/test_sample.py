@@ -27,6 +27,29 @@ def test_pictures_are_left_in_the_folder(run: Path, tmp_path: Path, capsys: pyte
     assert found["from_training"] is True
     assert found["steps"] == 10
     assert 0 <= found["taken_for_class"] <= 1
+    assert "frechet_distance" not in found
+
+
+def test_samples_are_compared_with_test_images_in_a_networks_features(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "sample",
+        "--model",
+        str(run),
+        "--n",
+        "40",
+        "--features",
+        str(run),
+        "--out",
+        str(tmp_path / "out"),
+        "--steps",
+    ]
+    assert main([*words, "--steps", "2"]) == 0
+    assert "Fréchet distance to test images: " in capsys.readouterr().out
+    assert main([*words, "--steps", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["frechet_distance_of_training"] < found["frechet_distance"]
 
 
 def test_a_plain_network_is_drawn_from_with_a_word_of_caution(
@@ -44,9 +67,10 @@ def test_a_plain_network_is_drawn_from_with_a_word_of_caution(
     ("words", "hint"),
     [
         (["sample"], "--model is missing"),
-        (["sample", "--model", "mlp"], "images are drawn from a trained network"),
+        (["sample", "--model", "mlp"], "--model mlp: that takes a trained network"),
         (["sample", "--model", "RUN", "--class", "elephant"], "unknown class 'elephant'"),
         (["sample", "--model", "RUN", "--n", "0"], "1 or more"),
+        (["sample", "--model", "RUN", "--features", "mlp"], "--features mlp: that takes a trained network"),
         (["score", "--model", "RUN", "--data", "digits", "--limit", "60", "--purify", "2", "--attack", "square",
           "--epsilon", ".1"], "--attack does not go through --purify"),
     ],

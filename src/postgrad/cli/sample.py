@@ -34,6 +34,9 @@ class SampleOptions:
     """Draw from one class, by its name or number; default: from all of them together."""
     steps: Count = None
     """Steps of each chain. Default: five times those of the training."""
+    features: Folder = None
+    """A trained network, such as runs/train: how far samples and test images are apart in what goes into its last layer
+    (Fréchet distance)."""
     seed: Seed = None
     """Default: 0."""
     out: Folder = None
@@ -62,6 +65,9 @@ def run(options: Options) -> int:
         print_json({"directory": directory, "files": drawn.files, **drawn.figures})
     else:
         print(f"{directory}: {', '.join(drawn.files)}")
+        if "frechet_distance" in drawn.figures:
+            ours, theirs = (drawn.figures[f"frechet_distance{name}"] for name in ("", "_of_training"))
+            print(f"Fréchet distance to test images: {ours:.2f}; of as many training images: {theirs:.2f}")
     return 0
 
 
@@ -73,17 +79,25 @@ def _drawn(options: Options) -> tuple[Path, Any]:
     from postgrad.studies.sampling import write_samples
 
     chosen, model = options.sample, str(options.model.model)
-    if not is_saved(model) or not Path(model).expanduser().is_dir():
-        raise UserError(f"--model {model}: images are drawn from a trained network; name a run, or one of its arms")
-    classifier = saved_classifier(model, options.model, {}, options.machine.device or "auto")
-    if not isinstance(classifier, NetworkClassifier):
-        raise UserError(f"--model {model}: images are drawn from networks, this is a {type(classifier).__name__}")
+
+    def network(flag: str, name: str, settings: ModelOptions) -> NetworkClassifier:
+        if not is_saved(name) or not Path(name).expanduser().is_dir():
+            raise UserError(f"{flag} {name}: that takes a trained network; name a run, or one of its arms")
+        found = saved_classifier(name, settings, {}, options.machine.device or "auto")
+        if not isinstance(found, NetworkClassifier):
+            raise UserError(f"{flag} {name}: that takes a network, this is a {type(found).__name__}")
+        return found
+
+    classifier = network("--model", model, options.model)
+    features = network("--features", str(chosen.features), ModelOptions()) if chosen.features else None
     place = arm_directory(model)
     chains = Chains.load(place)
     if chains is None:
         say(f"note: {model} was not trained with --method jem, so that chains begin at noise and lead to little")
     label = None if chosen.label is None else _class_number(chosen.label, classifier.class_names)
-    training = _training_images(options, place)
+    training, test = _images(options, place)
+    if features is not None and (training is None or test is None):
+        raise UserError("--features compares samples with test images; name data that have some, --data")
     directory = fresh_directory(chosen.out or Path("runs/samples"))
     drawn = write_samples(
         classifier,
@@ -94,6 +108,8 @@ def _drawn(options: Options) -> tuple[Path, Any]:
         steps=chosen.steps,
         seed=chosen.seed or 0,
         training=training,
+        test=test,
+        features=features,
     )
     return directory, drawn
 
@@ -106,8 +122,8 @@ def _class_number(word: str, names: Sequence[str]) -> int:
     raise unknown_name("class", word, names)
 
 
-def _training_images(options: Options, place: Path) -> Any:
-    """Those of --data, or of the run itself; None where neither says which."""
+def _images(options: Options, place: Path) -> tuple[Any, Any]:
+    """Training and test images of --data, or of the run itself; None where neither says which."""
     from postgrad.data.datasets import load_dataset
     from postgrad.validation import read_yaml
 
@@ -121,7 +137,8 @@ def _training_images(options: Options, place: Path) -> Any:
         }
     if settings["data"] is None:
         say("note: no --data, so that the nearest training images are not shown")
-        return None
-    return load_dataset(
+        return None, None
+    dataset = load_dataset(
         settings["data"], data_dir=settings["data_dir"], limit=settings["limit"], memory=data.memory or "8GB"
-    ).train
+    )
+    return dataset.train, dataset.test

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from postgrad.controls.features import last_layer, penultimate
 from postgrad.data.datasets import Images
 from postgrad.errors import UserError
+from postgrad.evaluation.frechet import frechet_distance
 from postgrad.files import atomic_path
 from postgrad.methods.energy_samples import Chains, draw_images
 from postgrad.methods.jem import energy
@@ -23,6 +25,7 @@ from postgrad.models.source import source_of
 _STRIP_ROWS, _STRIP_COLUMNS = 8, 10
 _COMPARED, _NEAREST = 16, 3
 _FRAMES, _FRAME_MS = 40, 80
+_BATCH = 250
 _SIDE = 48
 """Small images are enlarged to about so many pixels."""
 
@@ -46,6 +49,8 @@ def write_samples(
     steps: int | None = None,
     seed: int = 0,
     training: Images | None = None,
+    test: Images | None = None,
+    features: NetworkClassifier | None = None,
 ) -> Drawn:
     """Draw n images and write samples.png, chains.png, chains.gif and, beside `training` images, nearest.png.
 
@@ -54,7 +59,9 @@ def write_samples(
 
     samples.png : all of them. chains.png : eight chains that begin at noise, a column for every so many steps.
     chains.gif : sixteen of those, moving. nearest.png : sixteen samples, each with the training images that it is
-    nearest to (Euclidean, as the network sees them): a sample that is one of them was learnt by heart.
+    nearest to (Euclidean, as the network sees them): a sample that is one of them was learnt by heart. With `features`,
+    a network of one's own, its penultimate activations say how far samples are from `test` images, and for comparison
+    how far as many training images are.
     """
     settings: dict[str, Any] = {"label": label, "steps": steps, "seed": seed}
     shape = seen_shape(classifier, chains)
@@ -78,6 +85,11 @@ def write_samples(
         write_picture(directory / "nearest.png", grid(beside.flatten(0, 1), beside.shape[1] * 2))
         files.append("nearest.png")
         figures["distance_to_nearest"] = float(distances[:, 0].mean())
+        if features is not None and test is not None:
+            sets = (samples, known[: len(samples)], _pixels(classifier, test.images))
+            ours, theirs, reference = (_features(features, images) for images in sets)
+            figures["frechet_distance"] = frechet_distance(ours, reference)
+            figures["frechet_distance_of_training"] = frechet_distance(theirs, reference)
     return Drawn(samples, files, figures)
 
 
@@ -133,6 +145,17 @@ def _pixels(classifier: NetworkClassifier, images: Tensor) -> Tensor:
     """Training images as the network sees them, but in [0, 1]."""
     cut = classifier.preprocess.centre_crop(classifier.preprocess.resize(images))
     return cut.float() / 255 if cut.dtype == torch.uint8 else cut
+
+
+def _features(network: NetworkClassifier, images: Tensor) -> np.ndarray:
+    """What goes into the last layer of a network that is shown images (n, C, H, W) in [0, 1]: (n, d)."""
+    stored = images.mul(255).round().to(torch.uint8)
+    try:
+        layer = last_layer(network.model, network.inputs(stored[:2]))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--features: the network does not take images of shape {tuple(images.shape[1:])}") from error
+    parts = [penultimate(network.model, layer, network.inputs(part)) for part in stored.split(_BATCH)]
+    return torch.cat(parts).cpu().numpy()
 
 
 def _nearest(samples: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
