@@ -16,7 +16,7 @@ from torch import nn
 
 from postgrad.errors import UserError
 from postgrad.growth._algebra import axes_of, resolve
-from postgrad.growth._propagate import Step, Value, Values, layer_of
+from postgrad.growth._operation import Step, Value, Values, layer_of
 from postgrad.growth._resize import Dimension, Plan, Start, Widening, leads_out
 from postgrad.growth._tied import values_of
 from postgrad.growth.axes import AxisGraph, WidthAxis

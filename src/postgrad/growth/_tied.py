@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from postgrad.growth._propagate import Notes, Step, Value, Values
+from postgrad.growth._operation import Notes, Step, Value, Values
 
 _SUMS = {"linear": (1, 1), "matmul": (1, 0), "mm": (1, 0), "addmm": (2, 0)}
 """Operation -> which of its arguments is the weight, and which dimension of that it sums over."""

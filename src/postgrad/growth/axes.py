@@ -21,7 +21,8 @@ from torch.fx import Node
 
 from postgrad.errors import UserError
 from postgrad.growth._algebra import Axis, Dim, axes_of, fix, resolve, size_of
-from postgrad.growth._propagate import Notes, Step, Value, Values, fixed_like, follow, free_weight
+from postgrad.growth._operation import Notes, Step, Value, Values, fixed_like, free_weight
+from postgrad.growth._propagate import follow
 from postgrad.growth._tied import Tied, norms_before
 
 
