@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from postgrad.growth._algebra import Axis, axes_of, size_of
+from postgrad.growth._gains import fix_lost_gains
 from postgrad.growth._operation import Notes, Step, Value, Values, fixed_like, free_weight
 from postgrad.growth._propagate import follow
 from postgrad.growth.axes import _arguments, _constraints, shares, units
@@ -45,6 +46,7 @@ class Followed:
                 self.outputs: list[Value] = [values[each] for each in node.args[0]]  # type: ignore[misc]
             else:
                 values[node] = fixed_like(node.meta.get("val"))
+        fix_lost_gains(self.notes)
 
     @property
     def free(self) -> list[Axis]:
@@ -62,6 +64,8 @@ class Followed:
         gain = torch.ones_like(count)
         if axis in _constraints(self.notes.scaled):
             gain = ((len(index) / axis.size) ** 0.5 / count).sqrt()
+        elif axis in _constraints(self.notes.multiplied):
+            gain = (1 / count).sqrt()
         for number, dim in enumerate(value.dims):
             summed = (value.weight, number) in self.notes.columns
             share = shares(dim, axis, index, 1 / count if summed else gain)

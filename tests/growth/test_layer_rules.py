@@ -12,22 +12,26 @@ from postgrad.growth._algebra import axes_of
 from postgrad.growth.axes import _constraints
 
 OF_ACTIVATIONS: dict[str, Case] = {
-    "matmul": (lambda x, y: x @ y, 3, (NTC, (2, 4, 5))),
+    "matmul": (lambda x, y: x @ y, 4, (NTC, (2, 4, 5))),
     "attention": (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
         6,
         ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6)),
     ),
-    "its own scale": (lambda q: F.scaled_dot_product_attention(q, q, q, scale=0.3), 3, ((2, 3, 5, 4),)),
+    "its own scale": (lambda q: F.scaled_dot_product_attention(q, q, q, scale=0.3), 4, ((2, 3, 5, 4),)),
     "a mask": (lambda q, m: F.scaled_dot_product_attention(q, q, q, m), 3, ((2, 3, 5, 4), (5, 5))),
+    "a mask for each head": (lambda q, m: F.scaled_dot_product_attention(q, q, q, m), 3, ((2, 3, 5, 4), (3, 5, 5))),
+    "a mask for all": (lambda q, m: F.scaled_dot_product_attention(q, q, q, m), 3, ((2, 3, 5, 4), (2, 1, 5, 5))),
     "causal": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), 3, ((2, 5, 4),) * 3),
     "grouped queries": (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
         6,
         ((2, 6, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6)),
     ),
-    "einsum": (lambda x, y: torch.einsum("btc,bcd->btd", x, y), 3, (NTC, (2, 4, 5))),
-    "einsum of one unit": (lambda x, y: torch.einsum("btc,bcd->btd", x, y), 3, (NTC, (1, 4, 5))),
+    "einsum": (lambda x, y: torch.einsum("btc,bcd->btd", x, y), 4, (NTC, (2, 4, 5))),
+    "einsum of one unit": (lambda x, y: torch.einsum("btc,bcd->btd", x, y), 4, (NTC, (1, 4, 5))),
+    "einsum of three": (lambda x: torch.einsum("tc,tc,tc->t", x, x, x), 1, ((3, 4),)),
+    "trace": (lambda x: torch.einsum("ii->", x), 0, ((3, 3),)),
     "implicit einsum": (lambda x, y: torch.einsum("btc,bcd", x, y), 0, (NTC, (2, 4, 5))),
     "layer_norm": (lambda x: F.layer_norm(x, x.shape[-1:]), 3, (NTC,)),
     "layer_norm of two": (lambda x: F.layer_norm(x, x.shape[-2:]), 3, (NTC,)),

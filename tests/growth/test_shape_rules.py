@@ -32,6 +32,7 @@ CASES: dict[str, Case] = {
     "permute": (lambda x: x.permute(2, 0, 1).mT.transpose(0, -1).movedim(0, 2), 3, (NTC,)),
     "numpy's T": (lambda x: x.flatten(1).t(), 3, (NTC,)),
     "unsqueeze, expand": (lambda x: x.unsqueeze(1).expand(-1, 5, -1, -1), 3, (NTC,)),
+    "expand as another": (lambda x, y: x.expand_as(y) + y, 3, ((1, 4), NTC)),
     "expand a unit": (lambda x: x.expand(2, -1, -1), 2, ((1, 3, 4),)),
     "squeeze": (lambda x: x.squeeze(), 2, ((1, 3, 4),)),
     "squeeze two": (lambda x: x.squeeze((0, 1)), 2, ((1, 3, 4),)),

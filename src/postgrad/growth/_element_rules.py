@@ -74,7 +74,7 @@ def _along(step: Step) -> Values:
     "argmax",
 )
 def _reduce(step: Step) -> Values:
-    """Means and extremes stay what they are where all units become equally more; sums do not."""
+    """Means and extremes stay what they are where all units become equally more, lengths under gains; sums do not."""
     data = step.read[0]
     place = 2 if step.name in ("linalg_vector_norm", "norm") else 1
     along, keep = step.at(place), bool(step.at(place + 1, False))
@@ -88,6 +88,8 @@ def _reduce(step: Step) -> Values:
     for dim in reduced:
         if step.name in ("mean", "amax", "amin"):
             step.notes.even.append((data.dims[dim], step.where))
+        elif step.name == "linalg_vector_norm" and step.read[1] == 2:
+            step.notes.multiplied.append((data.dims[dim], step.where))
         else:
             step.fix(data.dims[dim], reason="sums over it")
     if data.weight is not None:

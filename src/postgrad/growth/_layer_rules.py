@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from postgrad.growth._algebra import Dim, fix, fixed, free, product, size_of
+from postgrad.growth._gains import note_product
 from postgrad.growth._operation import Rule, Step, Value, Values, are_rows, layer_of, rule, unknown
 
 RULES: dict[str, Rule] = {}
@@ -128,7 +129,7 @@ def _matmul(step: Step) -> Values:
         _gives_rows(step, first, 0)
     else:
         step.unify(first.dims[-1], second.dims[-2])
-        step.fix(first.dims[-1], reason="multiplies activations over it")
+        note_product(step, first.dims[-1])
         are_rows(step, [first, second])
     return Value((*_broadcast(step, first.dims[:-2], second.dims[:-2]), first.dims[-2], second.dims[-1]))
 
@@ -169,7 +170,9 @@ def _einsum(step: Step) -> Values:
             meeting.setdefault(letter, []).append(dim)
     letters = {letter: _broadcast(step, *([dim] for dim in dims))[0] for letter, dims in meeting.items()}
     for letter, dim in letters.items():
-        if letter not in result:
+        if letter not in result and sum(letter in term for term in terms.split(",")) == len(meeting[letter]) == 2:
+            note_product(step, dim)
+        elif letter not in result:
             step.fix(dim, reason="sums over it")
     are_rows(step, operands)
     return Value(tuple(letters[letter] for letter in result))
@@ -195,7 +198,7 @@ def _attention(step: Step) -> Values:
     if scale is None:
         step.notes.scaled.append((query.dims[-1], step.where))
     else:
-        step.fix(query.dims[-1], reason="multiplies queries and keys over it under a scale of its own")
+        note_product(step, query.dims[-1], scale)
     step.unify(key.dims[-2], value.dims[-2])
     for position in range(2, len(query.dims)):
         heads, groups = query.dims[-position - 1], key.dims[-position - 1]
@@ -211,7 +214,9 @@ def _attention(step: Step) -> Values:
     if isinstance(mask, Value) or causal:
         step.fix(query.dims[-2], key.dims[-2], reason="has a mask along it")
     if isinstance(mask, Value):
-        step.fix(*mask.dims, reason="has it as a mask")
+        are_rows(step, [mask])
+        step.fix(*mask.dims[-2:], reason="has it as a mask")
+        _broadcast(step, query.dims[:-2], mask.dims[:-2])
     step.notes.even.append((key.dims[-2], step.where))
     return Value((*query.dims[:-1], value.dims[-1]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ class Notes:
     """A dimension over which a mean is taken: all its units must become equally more; and what takes it."""
     scaled: list[tuple[Dim, str]] = field(default_factory=list)
     """A dimension over which queries meet keys, under a scale of one over its root; and where."""
+    multiplied: list[tuple[Dim, str]] = field(default_factory=list)
+    """A dimension over which activations are multiplied without such a scale; and where."""
     grouped: list[tuple[str, Dim]] = field(default_factory=list)
     """A layer, and its groups."""
     normalised: list[tuple[str, tuple[Dim, ...]]] = field(default_factory=list)
@@ -138,6 +140,14 @@ def fixed_like(example: Any) -> Values:
     if not isinstance(example, torch.Tensor):
         return None
     return Value(tuple(fixed(int(size)) for size in example.shape))
+
+
+def values_of(made: Values) -> Iterator[Value]:
+    """All tensors that an operation makes."""
+    if isinstance(made, Value):
+        yield made
+    for each in made if isinstance(made, list) else ():
+        yield from values_of(each)
 
 
 def are_rows(step: Step, values: Sequence[Value]) -> None:

@@ -107,13 +107,16 @@ def _expand(step: Step) -> Values:
     data, shape = step.read[0], step.shape
     are_rows(step, [data])
     more = len(shape) - len(data.dims)
-    dims = [fixed(size) for size in shape[:more]]
-    for dim, size in zip(data.dims, shape[more:], strict=True):
-        if size_of(dim) == size:
-            dims.append(dim)
-        else:
+    wide = step.read[1].dims if step.name == "expand_as" else [fixed(size) for size in shape]
+    dims = list(wide[:more])
+    for dim, like in zip(data.dims, wide[more:], strict=True):
+        if size_of(dim) != size_of(like):
             step.fix(dim, reason="repeats its one unit")
-            dims.append(fixed(size))
+            dims.append(like)
+        else:
+            if step.name == "expand_as":
+                step.unify(dim, like)
+            dims.append(dim)
     return Value(tuple(dims))
 
 
