@@ -75,6 +75,11 @@ def network(mixing: Mixing) -> Attention:
 
 
 @pytest.mark.parametrize("name", MIXINGS)
+def test_heads_grow_in_size(name: str) -> None:
+    assert widen(network(MIXINGS[name]), "q#1", to=7, example=X).max_error < 1e-12
+
+
+@pytest.mark.parametrize("name", ["cosines", "relative positions"])
 def test_heads_grow_in_number_and_size(name: str) -> None:
     net = network(MIXINGS[name])
     before = net(X)
