@@ -88,11 +88,11 @@ def _passed(node: Node, found: list[float]) -> Node | None:
 
 def _losses(notes: Notes, wanted: Iterable[Axis]) -> Iterator[tuple[Axis, Step]]:
     """The operations behind which it is unknown how great the units of an axis are."""
-    inside: dict[int, frozenset[Axis]] = {}
+    inside: dict[int, set[Axis]] = {}
     powers: dict[tuple[int, Axis], int] = {}
     left = set(wanted)
 
-    def axes(value: Value) -> frozenset[Axis]:
+    def axes(value: Value) -> set[Axis]:
         if id(value) not in inside:
             inside[id(value)] = left.intersection(axis for dim in value.dims for axis in axes_of(dim))
         return inside[id(value)]
