@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from postgrad.errors import UserError
-from postgrad.gradients.engine import GradientEngine, weight_names
+from postgrad.gradients.engine import GradientEngine
 from postgrad.gradients.fallback import GradientFallbackWarning
 from postgrad.gradients.fisher import DAMPING, KroneckerFisher, exact_fisher, fisher_rows
+from postgrad.gradients.names import weight_names
 from postgrad.gradients.normalise import Normaliser
 from postgrad.gradients.space import GradientSpace
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from postgrad.gradients import _sparse, contract
-from postgrad.gradients.engine import GradientEngine, weight_names
+from postgrad.gradients.engine import GradientEngine
+from postgrad.gradients.names import weight_names
 
 convolutions = st.fixed_dictionaries(
     {

@@ -100,7 +100,7 @@ doubled.register_fake(torch.empty_like)
         (lambda x: x[:, torch.tensor([0, 0, 1, 2, 4, 3])], "index takes some of its units by their numbers"),
         (lambda x: x + torch.arange(6), "add holds it to what is fixed"),
         (lambda x: x @ torch.ones(6, 6), "matmul holds it to what is fixed"),
-        (lambda x: x * torch.linalg.vector_norm(x, dim=-1, keepdim=True), "linalg_vector_norm sums over it"),
+        (lambda x: x * torch.linalg.vector_norm(x, 1, -1, keepdim=True), "linalg_vector_norm sums over it"),
         (lambda x: x * x.var(-1, keepdim=True), "var is not among the operations that growth can follow"),
     ],
 )

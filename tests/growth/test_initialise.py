@@ -303,7 +303,7 @@ def test_where_units_are_looked_at_together_or_are_no_layers() -> None:
 
 @given(old=st.integers(1, 9), more=st.integers(1, 30), seed=st.integers(0, 1000))
 def test_replicas_are_spread_evenly_and_share_everything(old: int, more: int, seed: int) -> None:
-    axis = WidthAxis("x", Axis(old), (), (), (), ())
+    axis = WidthAxis("x", Axis(old), (), (), (), (), ())
     made = replicated(axis, old + more, torch.Generator().manual_seed(seed))
     counts = torch.bincount(made.index, minlength=old)
     assert counts.max() - counts.min() <= 1

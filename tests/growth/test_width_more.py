@@ -398,6 +398,29 @@ def test_streams_of_vision_transformers_grow_to_other_sizes(name: str, to: int) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("to", "heads"), [(24, (3, 8)), (20, (2, 10)), (18, (2, 9))])
+def test_streams_grow_with_the_size_of_heads_where_their_number_does_not_fit(to: int, heads: tuple[int, int]) -> None:
+    net, x, layer = vision("maxvit")
+    before = copy.deepcopy(net)
+    assert widen(net, layer, to=to, example=x).max_error < 1e-10
+    assert difference(before, net, inputs(3, 3, 32, 32, seed=7)) < 1e-5  # of weights that float32 rounds
+    attention = net.get_submodule("blocks.0.layers.0.layers.window_attention.attn_layer.1")
+    assert (attention.n_heads, attention.head_dim) == heads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1, 2])
+def test_windows_of_timm_grow_in_heads_and_their_size(factor: int) -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=5, img_size=56, embed_dim=8, depths=(1, 1), num_heads=(2, 2)
+    ).eval()
+    x = inputs(1, 3, 56, 56)
+    certificate = widen(net, f"layers.0.blocks.0.attn.qkv#{factor}", to=6, example=x)
+    assert certificate.max_error < 1e-10
+
+
+@pytest.mark.slow
 def test_heads_of_vision_transformers() -> None:
     net, x, _ = vision("vit")
     refused(net, "channels of conv_proj", "encoder.layers.encoder_layer_0.self_attention#1", to=4, example=x)

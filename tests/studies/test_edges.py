@@ -13,8 +13,9 @@ import torch
 from postgrad.data.datasets import load_dataset
 from postgrad.errors import UserError
 from postgrad.reports.edge_chart import STYLES, curves, draw_curves
-from postgrad.studies import edges
-from postgrad.studies.edges import Arm, EdgeStudy, Seed, arms, main, run_study
+from postgrad.studies import edges_pieces
+from postgrad.studies.edges import arms, main, run_study
+from postgrad.studies.edges_pieces import Arm, EdgeStudy, Seed
 from postgrad.validation import read_yaml, validated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,8 +106,8 @@ def test_masks_are_what_their_names_say(seed: Seed) -> None:
 
 def test_the_ranking_sees_neither_validation_nor_test_images(seed: Seed, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    ranking = edges.edge_importance
-    monkeypatch.setattr(edges, "edge_importance", lambda m, x, y, **o: seen.append(x) or ranking(m, x, y, **o))
+    ranking = edges_pieces.edge_importance
+    monkeypatch.setattr(edges_pieces, "edge_importance", lambda m, x, y, **o: seen.append(x) or ranking(m, x, y, **o))
     assert seed.ranked
     setting = seed.setting
     allowed = {image.numpy().tobytes() for image in setting.train.subset(setting.halves.method_train).images}
@@ -120,7 +121,7 @@ def test_a_finished_training_is_not_done_again(study: Path, monkeypatch: pytest.
     def no_training(*arguments: Any, **options: Any) -> None:
         raise AssertionError("everything was trained before")
 
-    monkeypatch.setattr(edges, "train", no_training)
+    monkeypatch.setattr(edges_pieces, "train", no_training)
     assert json.loads(json.dumps(run_study(EdgeStudy(**TINY), study))) == before
 
 

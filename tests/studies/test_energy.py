@@ -19,7 +19,8 @@ from postgrad.errors import UserError
 from postgrad.methods._stability import Stability
 from postgrad.methods.energy_samples import Chains
 from postgrad.methods.jem import JEM
-from postgrad.studies.config import MethodConfig, TrainConfig
+from postgrad.studies.arm_config import MethodConfig
+from postgrad.studies.config import TrainConfig
 from postgrad.studies.energy import check_range
 from postgrad.studies.single import settled_recipe, train_network
 from postgrad.studies.study import study

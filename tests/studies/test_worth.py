@@ -25,8 +25,9 @@ from postgrad.studies import worth_beyond
 from postgrad.studies.worth import main, run_part
 from postgrad.studies.worth_converged import _sum
 from postgrad.studies.worth_page import draw_page
-from postgrad.studies.worth_pieces import Row, Study, load_data, make_piece, open_study, prices, timed_network
+from postgrad.studies.worth_pieces import Study, load_data, make_piece, open_study, prices, timed_network
 from postgrad.studies.worth_recipe import WorthRecipe
+from postgrad.studies.worth_rows import Row
 
 STAGE = {"hidden": [2, 3, 2], "batch_size": 50, "normalise": "power"}
 TINY: dict[str, Any] = {

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from postgrad.errors import UserError
-from postgrad.gradients.engine import Block, GradientEngine, Labels, weights_of
+from postgrad.gradients.engine import Block, GradientEngine, Labels
 from postgrad.gradients.factors import Factor, Part
+from postgrad.gradients.names import weights_of
 from postgrad.units import format_memory
 
 _PROBES = 32

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.gradients.coordinates import CoordinateGradients
-from postgrad.gradients.engine import Block, GradientEngine, Labels, weights_of
+from postgrad.gradients.engine import Block, GradientEngine, Labels
 from postgrad.gradients.fisher import KroneckerFisher, fisher_rows
+from postgrad.gradients.names import weights_of
 from postgrad.gradients.normalise import (
     KINDS,
     Normaliser,

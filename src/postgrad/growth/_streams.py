@@ -16,21 +16,14 @@ from torch import nn
 
 from postgrad.errors import UserError
 from postgrad.growth._algebra import axes_of, resolve
-from postgrad.growth._propagate import Step, Value, Values, layer_of
+from postgrad.growth._gains import looks_only, moves
+from postgrad.growth._operation import Step, Value, Values, layer_of, values_of
 from postgrad.growth._resize import Dimension, Plan, Start, Widening, leads_out
-from postgrad.growth._tied import values_of
 from postgrad.growth.axes import AxisGraph, WidthAxis
 
 State = Literal["mean", "zero"]
 """What new units are where they stand: the mean of the old ones, or zero."""
 
-_MOVING = (
-    "view reshape _unsafe_view flatten unflatten permute transpose t mT movedim unsqueeze squeeze expand contiguous "
-    "clone alias to _to_copy dropout feature_dropout slice select unbind chunk split split_with_sizes getitem detach "
-    "detach_ neg mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "upsample_bilinear2d upsample_nearest2d upsample_bicubic2d"
-)
-"""What treats all units alike, and each by itself, linearly."""
 _KEEPING_ZERO = (
     "relu relu6 gelu silu tanh hardswish hardtanh leaky_relu elu celu selu mish sin expm1 erf softsign abs square sign "
     "max_pool2d prelu"
@@ -88,7 +81,7 @@ class _AnySize:
     def _after(self, step: Step, made: Values) -> State | None:
         """What new units are after an operation; None where they are not there."""
         reads = [value for value in step.tensors() if self._has(value)]
-        if not reads:
+        if not reads or looks_only(step):
             return None
         if step.name in ("layer_norm", "rms_norm"):
             return self._normalised(step)
@@ -96,7 +89,7 @@ class _AnySize:
             return self._summed(step)
         states = {self._state(value) for value in reads}
         remain = all(self._has(value) for value in values_of(made))
-        if remain and len(states) == 1 and (step.name in _MOVING.split() or self._joins(step, reads, states)):
+        if remain and len(states) == 1 and (moves(step) or self._joins(step, reads, states)):
             return states.pop()
         if remain and "zero" in states and self._stays_zero(step, reads):
             return "zero"

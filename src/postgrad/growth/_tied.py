@@ -6,10 +6,9 @@ else, that one can give 1/r of what it gave.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from postgrad.growth._propagate import Notes, Step, Value, Values
+from postgrad.growth._operation import Notes, Step, Value, values_of
 
 _SUMS = {"linear": (1, 1), "matmul": (1, 0), "mm": (1, 0), "addmm": (2, 0)}
 """Operation -> which of its arguments is the weight, and which dimension of that it sums over."""
@@ -59,14 +58,6 @@ def norms_before(notes: Notes, weight: str, number: int) -> Tied | str:
         ):
             return f"{step.where} reads what is normalised before it, too"
     return Tied(scales, tuple(values.values()))
-
-
-def values_of(made: Values) -> Iterator[Value]:
-    """All tensors that an operation makes."""
-    if isinstance(made, Value):
-        yield made
-    for each in made if isinstance(made, list) else ():
-        yield from values_of(each)
 
 
 def _sums_over(step: Step, weight: str, number: int) -> bool:

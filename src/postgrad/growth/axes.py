@@ -21,7 +21,9 @@ from torch.fx import Node
 
 from postgrad.errors import UserError
 from postgrad.growth._algebra import Axis, Dim, axes_of, fix, resolve, size_of
-from postgrad.growth._propagate import Notes, Step, Value, Values, fixed_like, follow, free_weight
+from postgrad.growth._gains import fix_lost_gains
+from postgrad.growth._operation import Notes, Step, Value, Values, fixed_like, free_weight
+from postgrad.growth._propagate import follow
 from postgrad.growth._tied import Tied, norms_before
 
 
@@ -39,7 +41,8 @@ class WidthAxis:
     """Units that can only be widened together, as one axis of a network.
 
     `name` is that of a layer that makes it, with #1, #2 … where the layer makes products of several; `even` says that
-    all units must become equally many more; `scaled` that queries meet keys over it; `fixed` why it cannot be widened.
+    all units must become equally many more; `scaled` that queries meet keys over it, under one over its root;
+    `multiplied` that activations are multiplied over it otherwise; `fixed` why it cannot be widened.
     """
 
     name: str
@@ -47,6 +50,7 @@ class WidthAxis:
     places: tuple[Place, ...]
     even: tuple[str, ...]
     scaled: tuple[str, ...]
+    multiplied: tuple[str, ...]
     fixed: tuple[str, ...]
 
     @property
@@ -82,6 +86,7 @@ class AxisGraph:
                     places.setdefault(axis, []).append(place)
         even = _constraints(self.notes.even)
         scaled = _constraints(self.notes.scaled)
+        multiplied = _constraints(self.notes.multiplied)
         return tuple(
             WidthAxis(
                 self._name(axis, found),
@@ -89,6 +94,7 @@ class AxisGraph:
                 tuple(found),
                 even.get(axis, ()),
                 scaled.get(axis, ()),
+                multiplied.get(axis, ()),
                 tuple(axis.reasons),
             )
             for axis, found in places.items()
@@ -307,6 +313,7 @@ def _fix_what_conflicts(graph: AxisGraph) -> None:
     for dims in graph.dims.values():
         for dim in dims:
             _fix_repeated(dim)
+    fix_lost_gains(notes)
     for dim, where in notes.even:
         _fix_uneven(resolve(dim), where)
 

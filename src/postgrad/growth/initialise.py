@@ -47,18 +47,19 @@ def replicated(axis: WidthAxis, size: int, generator: torch.Generator) -> Wideni
     draws = _gamma(size, generator)
     total = torch.zeros(old, dtype=torch.float64).index_add_(0, index, draws)
     share = draws / total[index]
-    # Where queries meet keys under a scale of one over the root of their size, both have the root of the share, and of
-    # what that scale lost.
-    gain = (share * math.sqrt(size / old)).sqrt() if axis.scaled else torch.ones_like(share)
+    gain = torch.ones_like(share)
+    if axis.scaled or axis.multiplied:
+        # What is multiplied with its like has the root of the share; where queries meet keys under a scale of one over
+        # the root of their size, also of what that scale lost.
+        gain = (share * (math.sqrt(size / old) if axis.scaled else 1)).sqrt()
     return Widening(axis.axis, index, share, gain)
 
 
 def drawn(axis: WidthAxis, size: int) -> Widening:
     """New units that come from none: what leads into them is drawn, and nothing leads out of them yet."""
-    if axis.even or axis.scaled:
+    if looks := axis.even or axis.scaled or axis.multiplied:
         raise UserError(
-            f"{axis.name}: {(axis.even or axis.scaled)[0]} looks at all its units, so new ones cannot be drawn; "
-            'use init="replicate"'
+            f'{axis.name}: {looks[0]} looks at all its units, so new ones cannot be drawn; use init="replicate"'
         )
     index = torch.cat([torch.arange(axis.size), torch.full((size - axis.size,), -1)])
     return Widening(axis.axis, index, (index >= 0).double(), torch.ones(size).double())

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.devices import pick_device
 from postgrad.errors import UserError
-from postgrad.gradients.engine import weights_of
 from postgrad.gradients.low_rank import FactorSpace
+from postgrad.gradients.names import weights_of
 from postgrad.gradients.plan import trial_bytes
 from postgrad.gradients.space import GradientSpace
 from postgrad.units import format_memory, parse_memory

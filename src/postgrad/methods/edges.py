@@ -31,7 +31,8 @@ from postgrad.artifacts import read_manifest, read_tensors, save_tensors, write_
 from postgrad.data.inputs import image_tensor, label_tensor
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError, unknown_name
-from postgrad.gradients.engine import GradientEngine, weight_names
+from postgrad.gradients.engine import GradientEngine
+from postgrad.gradients.names import weight_names
 from postgrad.gradients.space import ROWS_AT_ONCE
 from postgrad.models.network import evaluating, taking
 from postgrad.models.preprocessing import own_preprocessing

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
-from postgrad.studies.config import Duration, Names, RunConfig, UserPath
+from postgrad.studies.arm_config import Names
+from postgrad.studies.config import Duration, RunConfig, UserPath
 from postgrad.studies.study_config import Claim
 
 BUDGETS = ("budget", "individuals", "multiply_adds")

@@ -25,8 +25,8 @@ from postgrad.evaluation.cost import measure_cost
 from postgrad.files import write_atomic
 from postgrad.memory import peak_memory
 from postgrad.methods.registry import check_options, get_method
+from postgrad.studies.arm_config import MethodConfig
 from postgrad.studies.base_arm import SharedBase, augmented_accuracy, fit_base
-from postgrad.studies.config import MethodConfig
 from postgrad.studies.extras import corruption_scores, outside_scores
 from postgrad.studies.run import ArmRecord, Run, write_arrays
 from postgrad.studies.seed_run import SeedRun

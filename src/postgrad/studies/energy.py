@@ -14,7 +14,7 @@ from postgrad.errors import UserError
 from postgrad.methods.at_work import MethodsAtWork
 from postgrad.methods.energy_samples import Chains
 from postgrad.methods.registry import LEARN_UNLABELLED
-from postgrad.studies.config import MethodConfig
+from postgrad.studies.arm_config import MethodConfig
 
 Figures = Callable[[nn.Module], dict[str, float]]
 

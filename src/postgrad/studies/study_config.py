@@ -10,17 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from postgrad.errors import UserError, unknown_name
 from postgrad.methods.registry import TRAINING_SHAPES, get_method
-from postgrad.studies.config import (
-    CONTROLS,
-    TRAINING_CONTROLS,
-    ArmName,
-    ComparisonConfig,
-    MethodConfig,
-    Names,
-    TrainingArm,
-    UserPath,
-    as_method,
-)
+from postgrad.studies.arm_config import ArmName, MethodConfig, Names, TrainingArm, as_method
+from postgrad.studies.config import CONTROLS, TRAINING_CONTROLS, ComparisonConfig, UserPath
 
 FURTHER_METRICS = ("nll", "ece", "brier", "aurc")
 """What verdicts are about beside accuracy."""

@@ -17,7 +17,7 @@ from postgrad.errors import UserError
 from postgrad.methods._lessons import Lessons
 from postgrad.methods._teacher import Teacher
 from postgrad.methods.at_work import MethodsAtWork
-from postgrad.studies.config import MethodConfig
+from postgrad.studies.arm_config import MethodConfig
 from postgrad.studies.energy import is_energy_model
 
 _FEW = 2

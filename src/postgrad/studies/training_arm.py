@@ -20,8 +20,8 @@ from postgrad.files import write_atomic
 from postgrad.growth.at_work import GrowthAtWork
 from postgrad.methods.at_work import InputBatches, MethodsAtWork, TrainingSet
 from postgrad.methods.energy_samples import Chains
+from postgrad.studies.arm_config import TrainingArm
 from postgrad.studies.base_arm import recipe_with
-from postgrad.studies.config import TrainingArm
 from postgrad.studies.energy import check_range, in_words, keep_chains, watching
 from postgrad.studies.growing import growth_at_work, with_size
 from postgrad.studies.seed_run import SeedRun

@@ -30,8 +30,8 @@ from postgrad.evaluation.calibration import apply_temperature
 from postgrad.files import write_atomic
 from postgrad.methods.powergrad import dead_filters
 from postgrad.progress import progress
+from postgrad.studies.arm_config import TrainingArm
 from postgrad.studies.bench import prepare_study
-from postgrad.studies.config import TrainingArm
 from postgrad.studies.run import ArmRecord
 from postgrad.studies.study_config import StudyConfig
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from postgrad.methods.registry import CONTROLS_OF_SHAPE, get_method
-from postgrad.studies.config import ComparisonConfig, MethodConfig, TrainingArm
+from postgrad.studies.arm_config import MethodConfig, TrainingArm
+from postgrad.studies.config import ComparisonConfig
 
 Kind = Literal["base", "method", "control"]
 

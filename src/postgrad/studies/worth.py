@@ -30,8 +30,9 @@ from postgrad.studies.worth_beyond import beyond
 from postgrad.studies.worth_converged import converged
 from postgrad.studies.worth_curve import curve
 from postgrad.studies.worth_page import draw_page
-from postgrad.studies.worth_pieces import Row, Study, accuracy, load_data, open_study
+from postgrad.studies.worth_pieces import Study, load_data, open_study
 from postgrad.studies.worth_recipe import WorthRecipe
+from postgrad.studies.worth_rows import Row, accuracy
 from postgrad.training import make_fabric
 from postgrad.validation import read_yaml, validated
 

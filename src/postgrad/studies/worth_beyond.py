@@ -13,38 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from postgrad.controls import (
-    Fitted,
-    Setting,
-    control_features,
-    control_finetune,
-    control_more_data,
-    control_same_price,
-)
+from postgrad.controls import Fitted, Setting, control_features, control_finetune, control_more_data, control_same_price
 from postgrad.controls.finetune import RATES
 from postgrad.controls.setting import without
 from postgrad.controls.tuning import Task, network_validator, tuned
 from postgrad.data.preprocessing import augment
 from postgrad.studies.run import write_arrays
 from postgrad.studies.worth_curve import half_network
-from postgrad.studies.worth_pieces import (
-    Made,
-    Piece,
+from postgrad.studies.worth_pieces import Made, Piece, Study, finetuned_network, make_piece, network_piece, stage_piece
+from postgrad.studies.worth_recipe import BeyondConfig, DistilConfig, SettingConfig
+from postgrad.studies.worth_rows import (
     Row,
-    Study,
     accuracy,
     answers,
     classifier_answers,
-    finetuned_network,
-    make_piece,
     network_answers,
-    network_piece,
     network_row,
     row,
     stage_answers,
-    stage_piece,
 )
-from postgrad.studies.worth_recipe import BeyondConfig, DistilConfig, SettingConfig
 from postgrad.studies.worth_stage import Source, Stage
 from postgrad.training import Stopwatch
 

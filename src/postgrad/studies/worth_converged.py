@@ -11,23 +11,19 @@ from torch import Tensor, nn
 from postgrad.controls.setting import without
 from postgrad.data.preprocessing import augment
 from postgrad.gradients.api import per_sample_gradients
-from postgrad.gradients.engine import weight_names
-from postgrad.studies.worth_pieces import (
-    Piece,
+from postgrad.gradients.names import weight_names
+from postgrad.studies.worth_pieces import Piece, Study, converged_network, finetuned_network, stage_piece
+from postgrad.studies.worth_recipe import ConvergedConfig, StageConfig
+from postgrad.studies.worth_rows import (
     Row,
-    Study,
     accuracy,
     answers,
-    converged_network,
-    finetuned_network,
     network_answers,
     network_row,
     row,
     stage_answers,
-    stage_piece,
     views_row,
 )
-from postgrad.studies.worth_recipe import ConvergedConfig, StageConfig
 from postgrad.studies.worth_stage import Source, Stage
 
 COMPARED_IMAGES = 200

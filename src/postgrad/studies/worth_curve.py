@@ -6,17 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from postgrad.studies.worth_pieces import (
-    Piece,
-    Row,
-    Study,
-    finetuned_network,
-    network_row,
-    row,
-    stage_answers,
-    stage_piece,
-    timed_network,
-)
+from postgrad.studies.worth_pieces import Piece, Study, finetuned_network, stage_piece, timed_network
+from postgrad.studies.worth_rows import Row, network_row, row, stage_answers
 from postgrad.studies.worth_stage import Source
 
 ALONE = "all the data at once"

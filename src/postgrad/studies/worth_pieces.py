@@ -10,12 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from postgrad.controls import Ensemble, Fitted, Setting, control_more_data
+from postgrad.controls import Fitted, Setting, control_more_data
 from postgrad.controls.finetune import finetune
 from postgrad.data.datasets import Dataset, Images, load_dataset
 from postgrad.data.preprocessing import Augmentation, Preprocessing
@@ -24,16 +23,13 @@ from postgrad.devices import pick_device
 from postgrad.errors import UserError
 from postgrad.files import write_atomic
 from postgrad.models.checkpoints import load, save
-from postgrad.models.network import NetworkClassifier
 from postgrad.models.preprocessing import resolve_preprocessing
 from postgrad.models.registry import create_model
-from postgrad.studies.run import write_arrays
 from postgrad.studies.worth_recipe import StageConfig, WorthRecipe
 from postgrad.studies.worth_stage import Source, Stage
 from postgrad.training import Recipe, train
 
 NOTHING = torch.empty(0, dtype=torch.int64)
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -54,25 +50,6 @@ class Piece:
     @property
     def total_cpu_seconds(self) -> float:
         return self.cpu_seconds + sum(self.below.values())
-
-
-@dataclass(frozen=True)
-class Row:
-    """One classifier of a part: how good, at what price. `test` holds log-probabilities; None where none were taken.
-
-    `against` names the rows that it is compared with, on the same test images.
-    """
-
-    name: str
-    kind: str
-    description: str
-    cpu_seconds: float
-    total_cpu_seconds: float
-    passes: int
-    validation: Tensor
-    test: Tensor | None
-    against: tuple[str, ...] = ()
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -332,84 +309,6 @@ def prices(pieces: Sequence[Piece]) -> dict[str, float]:
     return {
         name: seconds for piece in pieces for name, seconds in {**piece.below, piece.name: piece.cpu_seconds}.items()
     }
-
-
-def answers(study: Study, name: str, part: str, answer: Callable[[Tensor], Tensor]) -> Tensor:
-    """Log-probabilities (N, C) of the "validation" or "test" images, taken once and kept beside the piece `name`."""
-    file = study.directory / name / f"{part}.npz"
-    if not file.exists():
-        images = study.test if part == "test" else study.validation
-        write_arrays(file, log_probabilities=answer(images.images).float())
-    with np.load(file) as arrays:
-        return torch.from_numpy(arrays["log_probabilities"])
-
-
-def network_answers(study: Study, network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Log-probabilities of a network by itself."""
-    classifier = NetworkClassifier(
-        network, preprocess=study.preprocess, class_names=study.dataset.class_names, device=study.recipe.device
-    )
-    return lambda images: classifier.logits(images).log_softmax(1)
-
-
-def classifier_answers(classifier: Any) -> Callable[[Tensor], Tensor]:
-    """Log-probabilities of anything with `predict_proba`."""
-    return lambda images: torch.from_numpy(classifier.predict_proba(images)).clamp_min(_TINY).log()
-
-
-def stage_answers(stage: Stage, network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Log-probabilities of a stage that reads through a network."""
-    return lambda images: stage.log_probabilities(network, images)
-
-
-def network_row(study: Study, network: nn.Module, piece: Piece, kind: str, *, name: str | None = None) -> Row:
-    """A network by itself, on validation and test images."""
-    return row(study, piece, network_answers(study, network), kind, passes=1, name=name)
-
-
-def row(
-    study: Study,
-    piece: Piece,
-    answer: Callable[[Tensor], Tensor],
-    kind: str,
-    *,
-    passes: int,
-    name: str | None = None,
-    against: tuple[str, ...] = (),
-) -> Row:
-    """What answers for a piece, on validation and test images."""
-    return Row(
-        name or piece.name,
-        kind,
-        piece.description,
-        piece.cpu_seconds,
-        piece.total_cpu_seconds,
-        passes,
-        answers(study, piece.name, "validation", answer),
-        answers(study, piece.name, "test", answer),
-        against,
-    )
-
-
-def views_row(study: Study, name: str, members: Sequence[nn.Module], pieces: Sequence[Piece], views: int) -> Row:
-    """The mean probabilities of some networks over some views of the image each; nothing is trained for it."""
-    classifier = Ensemble(
-        members,
-        views=views,
-        augmentation=study.augmentation,
-        preprocess=study.preprocess,
-        class_names=study.dataset.class_names,
-    )
-    words = f"{' + '.join(piece.name for piece in pieces)}, {views} view{'s' * (views > 1)} each"
-    settings = {"views": views, "members": {each.name: each.cpu_seconds for each in pieces}}
-    made = Made(0.0, words, classifier.num_parameters)
-    piece = make_piece(study, name, settings, lambda _: made, pieces)
-    return row(study, piece, classifier_answers(classifier), "control", passes=classifier.inference_passes)
-
-
-def accuracy(log_probabilities: Tensor, labels: Tensor) -> float:
-    """The share of images whose most probable class is the true one."""
-    return float((log_probabilities.argmax(1) == labels).double().mean())
 
 
 def _common(study: Study) -> dict[str, Any]:
