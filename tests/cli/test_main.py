@@ -66,6 +66,8 @@ def test_mistake_is_one_line_and_exit_code_2(
     assert err.startswith("postgrad: ")
     assert hint in err
     assert "Traceback" not in err
+    assert "----" not in err, "tyro's frame"
+    assert "helptext" not in err
     assert list(tmp_path.iterdir()) == []
 
 

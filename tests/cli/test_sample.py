@@ -33,18 +33,7 @@ def test_pictures_are_left_in_the_folder(run: Path, tmp_path: Path, capsys: pyte
 def test_samples_are_compared_with_test_images_in_a_networks_features(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "sample",
-        "--model",
-        str(run),
-        "--n",
-        "40",
-        "--features",
-        str(run),
-        "--out",
-        str(tmp_path / "out"),
-        "--steps",
-    ]
+    words = ["sample", "--model", str(run), "--features", str(run), "--n", "40", "--out", str(tmp_path / "out")]
     assert main([*words, "--steps", "2"]) == 0
     assert "Fréchet distance to test images: " in capsys.readouterr().out
     assert main([*words, "--steps", "1", "--json"]) == 0

@@ -42,12 +42,14 @@ def parse(options: type[Options], words: Sequence[str], *, verb: str) -> Options
 
 
 def _first_sentence(frame: str) -> str:
-    """The words of tyro's framed message, up to its first rule."""
-    lines = []
+    """The words of tyro's framed message, up to its first rule; a terminal without box characters has rules of dashes."""
+    lines: list[str] = []
     for line in frame.splitlines()[1:]:
         text = line.strip("│╰╯ ")
-        if text.startswith("──"):
-            break
+        if not text or set(text) <= {"─", "-"}:
+            if lines:
+                break
+            continue
         lines.append(text)
     sentence = " ".join(lines).strip() or " ".join(frame.split())
     return sentence.removeprefix("Error parsing ").rstrip(".")
