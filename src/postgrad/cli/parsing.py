@@ -42,7 +42,7 @@ def parse(options: type[Options], words: Sequence[str], *, verb: str) -> Options
 
 
 def _first_sentence(frame: str) -> str:
-    """The words of tyro's framed message, up to its first rule; a terminal without box characters has rules of dashes."""
+    """The words of tyro's framed message up to its first rule, which may be of dashes."""
     lines: list[str] = []
     for line in frame.splitlines()[1:]:
         text = line.strip("│╰╯ ")
