@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from postgrad.reports.svg import Scale, band, picture, place_labels, polyline, scale, tag, x_axis, y_axis
+from postgrad.svg import Scale, band, picture, place_labels, polyline, scale, tag, x_axis, y_axis
 
 WIDTH, HEIGHT = 440, 290
 _MAX_POINTS = 240

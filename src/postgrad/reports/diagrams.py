@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from postgrad.evaluation.metrics import Reliability
 from postgrad.reports.charts import WIDTH, as_percent
-from postgrad.reports.svg import Scale, picture, polyline, scale, staircase, tag, x_axis, y_axis
+from postgrad.svg import Scale, picture, polyline, scale, staircase, tag, x_axis, y_axis
 
 _CLASSES_SHOWN = 24
 NUMBERED = 20

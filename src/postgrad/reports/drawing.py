@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from postgrad.reports.svg import join, picture, tag
+from postgrad.svg import join, picture, tag
 
 _ROW, _HEIGHT, _TOP = 64, 44, 44
 _LAYER_X, _LAYER_W = 4, 138

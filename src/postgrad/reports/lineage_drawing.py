@@ -12,7 +12,7 @@ from markupsafe import Markup
 import postgrad.reports.words as words
 from postgrad.reports.charts import HEIGHT, as_number, as_percent
 from postgrad.reports.schema import LineageNode
-from postgrad.reports.svg import picture, polyline, scale, tag, x_axis, y_axis
+from postgrad.svg import picture, polyline, scale, tag, x_axis, y_axis
 
 LEVELS = 6
 """Colours of accuracy, each for as many networks."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postgrad.reports.svg import Scale, place_labels, scale, tag
+from postgrad.svg import Scale, place_labels, scale, tag
 
 numbers = st.floats(-1e6, 1e6)
 
