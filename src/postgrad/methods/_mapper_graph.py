@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from postgrad.files import write_atomic
+from postgrad.methods._nearest import Points
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,59 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Training:
+    """The training points behind a graph, for whoever wants to see its members."""
+
+    points: Points
+    image_shape: tuple[int, ...] | None
+    """(C, H, W) where they are images."""
+    labels: tuple[str, ...] | None
+
+    def images(self, places: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Those at some places (n, C, H, W)."""
+        assert self.image_shape is not None
+        pixels = (self.points.whole(places).clip(0, 1) * 255).round().astype(np.uint8)
+        return pixels.reshape(-1, *self.image_shape)
+
+
+@dataclass(frozen=True)
 class MapperGraph:
     """Nodes and edges of one coordinate's Mapper.
 
     >>> graph = clf.graph(0)
     >>> graph.nodes[0].size, graph.nodes[0].classes
     (812, {'1': 805, '7': 7})
+    >>> graph.draw("graph.html")
+    PosixPath('graph.html')
     """
 
     coordinate: int
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
+    training: Training | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> str:
         """The graph as one JSON object: coordinate, nodes (with their sizes), edges."""
         nodes = [{**asdict(node), "size": node.size} for node in self.nodes]
         edges = [asdict(edge) for edge in self.edges]
         return json.dumps({"coordinate": self.coordinate, "nodes": nodes, "edges": edges})
+
+    def draw(self, path: str | os.PathLike[str]) -> Path:
+        """Write the graph as one page that needs no network, and return its path; a node shows its members when chosen.
+
+        >>> clf.graph(0).draw("graph.html")
+        PosixPath('graph.html')
+
+        It is the part "Mapper graph" of a report, for one coordinate: at most 3 MB, the images shown at 32 pixels or
+        less. Without labels the nodes have no colours; of rows that are no images the places are listed. Raises
+        `UserError` where the coordinate has more than 600 intervals.
+        """
+        from postgrad.methods.mapper_page import page  # drawings need the graph, which needs them here alone
+        from postgrad.methods.mapper_table import graph_table
+
+        target = Path(path).expanduser()
+        write_atomic(target, page(graph_table([self]), f"Mapper graph of coordinate {self.coordinate}"))
+        return target
 
 
 def make_graph(

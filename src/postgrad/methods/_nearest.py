@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 BLOCK = 2048
 """Points in a block; two blocks make a product of 16 MB."""
 _EPSILON = 2.0**-24
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ class Points:
         """The numbers of a point, constant ones among them."""
         return len(self.varying) + len(self.constant)
 
-    def whole(self) -> NDArray[Any]:
-        """The points (n, d) as they were given."""
-        rows = np.empty((len(self), self.n_columns), dtype=self.rows.dtype)
-        rows[:, self.varying] = self.rows
+    def whole(self, places: slice | NDArray[np.int64] = _ALL) -> NDArray[Any]:
+        """The points (n, d) as they were given, or those at some places."""
+        varying = self.rows[places]
+        rows = np.empty((len(varying), self.n_columns), dtype=self.rows.dtype)
+        rows[:, self.varying] = varying
         rows[:, self.constant] = self.constants
         return rows
 

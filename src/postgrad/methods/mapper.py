@@ -54,6 +54,7 @@ from postgrad.methods._mapper_head import fit_mlp, make_mlp, mlp_probabilities
 from postgrad.methods._mapper_inputs import outputs_of, places_among, read_labels, read_points
 from postgrad.methods._mapper_latent import Kind
 from postgrad.methods._single_linkage import Cut
+from postgrad.methods.mapper_table import graph_table
 from postgrad.methods.mapper_transformer import MapperTransformer, check_mapper, from_plain, plain_settings
 from postgrad.models.preprocessing import own_preprocessing
 from postgrad.training import History, Recipe, Stopwatch
@@ -193,6 +194,11 @@ class MapperClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "head_")
         names = [str(name) for name in (self.class_names or self.classes_)]
         return self.transformer_.graph(coordinate, [names[target] for target in self.targets_])
+
+    def graph_table(self) -> dict[str, Any]:
+        """The graphs of all coordinates as `postgrad.methods.mapper_table.graph_table` has them, for a report."""
+        check_is_fitted(self, "head_")
+        return graph_table([self.graph(c) for c in range(len(self.transformer_.committee_.covers))])
 
     @property
     def num_parameters(self) -> int:

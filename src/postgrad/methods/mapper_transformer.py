@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from postgrad.artifacts import read_manifest, read_tensors, save_tensors, write_
 from postgrad.data.preprocessing import Preprocessing
 from postgrad.errors import UserError
 from postgrad.methods._mapper_committee import Committee, Rows, fit_committee
-from postgrad.methods._mapper_graph import MapperGraph
+from postgrad.methods._mapper_graph import MapperGraph, Training
 from postgrad.methods._mapper_inputs import read_points
 from postgrad.methods._mapper_latent import OF_A_NETWORK, Data, Kind, Settings, fit_latent, load_latent
 from postgrad.methods._settings import check_settings
@@ -136,7 +137,9 @@ class MapperTransformer(TransformerMixin, BaseEstimator):
         check_is_fitted(self, "committee_")
         if labels is not None and len(labels) != len(self.committee_.points):
             raise UserError(f"labels: expected one for each of the {len(self.committee_.points)} training points")
-        return self.committee_.graph(coordinate, labels)
+        names = None if labels is None else tuple(map(str, labels))
+        training = Training(self.committee_.points, self.image_shape_, names)
+        return replace(self.committee_.graph(coordinate, names), training=training)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Names of the columns: mapper-COORDINATE-INTERVAL-NODE."""

@@ -28,6 +28,7 @@ from postgrad.reports.sections.cost import cost
 from postgrad.reports.sections.leaderboard import leaderboard
 from postgrad.reports.sections.learning import learning
 from postgrad.reports.sections.lineage import lineage
+from postgrad.reports.sections.mapper import mapper_graph
 from postgrad.reports.sections.outside import outside
 from postgrad.reports.sections.robustness import attacks, corruptions
 from postgrad.reports.sections.seeds import seed_by_seed
@@ -36,8 +37,9 @@ from postgrad.reports.sections.verdicts import verdict_table
 LARGEST = 6_000_000
 """Bytes of a page that still opens at once and fits into a mail."""
 
+_IMAGES_OF_NODES = "images of Mapper's nodes"
 _LEAVES_OUT = ("example images", "histograms", "confusion maps")
-"""What a page that would be larger goes without, in this order."""
+"""What a page that would be larger goes without, in this order; before these the images of Mapper's nodes."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -45,14 +47,16 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def render(directory: str | os.PathLike[str]) -> Path:
     """Write `report.html` into a run directory and return its path.
 
-    A page of over 6 MB is made again without its example images, then without histograms, then without confusion maps,
-    and says so. Raises `UserError` when results.json is missing or not of this version, or another file is damaged.
+    A page of over 6 MB is made again without the images of Mapper's nodes, then without its example images, histograms
+    and confusion maps, and says so. Raises `UserError` when results.json is missing or not of this version, or another
+    file is damaged.
     """
     folder = Path(directory).expanduser()
     run = read_run(folder)
     template = environment().get_template("report.html.j2")
-    for kept in range(len(_LEAVES_OUT) + 1):
-        page = template.render(_context(run, _LEAVES_OUT[:kept]))
+    leaves_out = _LEAVES_OUT if run.mapper is None else (_IMAGES_OF_NODES, *_LEAVES_OUT)
+    for kept in range(len(leaves_out) + 1):
+        page = template.render(_context(run, leaves_out[:kept]))
         if len(page.encode()) <= LARGEST:
             break
     write_atomic(folder / "report.html", page)
@@ -98,6 +102,7 @@ def _context(run: Run, left_out: tuple[str, ...]) -> dict[str, Any]:
         "board": leaderboard(run, overview),
         "verdicts": verdict_table(run),
         "lineage": lineage(run),
+        "mapper": mapper_graph(run, images=_IMAGES_OF_NODES not in left_out),
         "seeds": seed_by_seed(run),
         "learning": learning(run, in_groups),
         "calibration": calibration(run, in_groups),

@@ -46,6 +46,7 @@ class Run:
     outside: dict[str, dict[str, NDArray[np.float32]]]
     examples: NDArray[np.uint8] | None
     blocks: dict[str, Any] | None
+    mapper: dict[str, Any] | None
     environment: dict[str, Any] | None
     config: str | None
 
@@ -69,6 +70,7 @@ def read_run(directory: Path) -> Run:
         outside={name: scores for name, scores in outside.items() if scores},
         examples=examples[0] if examples else None,
         blocks=_json(directory / "gradnet_blocks.json"),
+        mapper=_json(directory / "mapper_graph.json"),
         environment=_json(directory / "environment.json"),
         config=_text(directory / "config.yaml"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,6 +44,20 @@ CONTROLS: dict[str, Callable[[Setting], Fitted]] = {
 """The controls that stand on the base alone."""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What the report draws of a method: the file of the run directory, and what of the fitted classifier is in it."""
+
+    file: str
+    table: Callable[[Any], dict[str, Any]]
+
+
+DRAWINGS = {
+    "gradnet": Drawing("gradnet_blocks.json", lambda gradnet: gradnet.block_table()),
+    "mapper": Drawing("mapper_graph.json", lambda mapper: mapper.graph_table()),
+}
+
+
 def run_trial(run: Run, trial: Trial) -> ArmRecord:
     """Fit one arm, score it, save it and remember what it cost; `run` is read and not changed.
 
@@ -65,8 +79,8 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
         seconds = trained.seconds
     classifier = seed_run.classifier(fitted.model)
     classifier.save(directory)
-    if trial.arm == _drawn_arm(run) and trial.seed == run.config.seeds[0]:
-        write_atomic(run.directory / "gradnet_blocks.json", json.dumps(fitted.model.block_table()))
+    if trial.seed == run.config.seeds[0] and (drawing := _drawing(run, trial)) is not None:
+        write_atomic(run.directory / drawing.file, json.dumps(drawing.table(fitted.model), separators=(",", ":")))
     of_arm, method = seed_run.run, trial.method
     accuracy, temperature = _score(run, classifier, directory)
     record = ArmRecord(
@@ -198,9 +212,12 @@ def _estimator(seed_run: SeedRun, method: MethodConfig, base: nn.Module, options
     return cls(base, **{name: value for name, value in (settled | options).items() if name in taken})
 
 
-def _drawn_arm(run: Run) -> str | None:
-    """The arm whose blocks the report draws: the first GradNet."""
-    return next((method.label for method in run.config.method_arms() if method.name == "gradnet"), None)
+def _drawing(run: Run, trial: Trial) -> Drawing | None:
+    """What the report draws of an arm: of each method that can be drawn the first arm."""
+    if trial.kind != "method" or trial.method is None or trial.method.name not in DRAWINGS:
+        return None
+    first = next(method.label for method in run.config.method_arms() if method.name == trial.method.name)
+    return DRAWINGS[trial.method.name] if trial.arm == first else None
 
 
 def _score(run: Run, classifier: Any, directory: Path) -> tuple[float, float | None]:
