@@ -99,7 +99,7 @@ def test_no_two_nodes_overlap_and_each_is_in_the_column_of_its_interval(one: dic
         left = MARGIN + layout.step * of["interval"]
         assert left - 1e-9 <= place.x - place.half_width
         assert place.x + place.half_width <= left + layout.step + 1e-9
-        assert 0 < place.y - place.half_height
+        assert place.y - place.half_height > 0
         assert place.y + place.half_height <= layout.bottom
     if len(layout.places) > 1:
         assert overlapping([*layout.places, layout.places[0]])

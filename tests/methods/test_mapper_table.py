@@ -1,4 +1,4 @@
-"""What a drawing of Mapper graphs shows: sizes, classes, edges and images, against the graphs and the training images."""
+"""What a drawing of Mapper graphs shows: sizes, classes, edges and images, against graphs and training images."""
 
 from __future__ import annotations
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browsing import CHROMIUM, FLAGS
 from made_up_study import write_study
 from scipy.special import softmax
 from sklearn.datasets import load_digits
@@ -151,3 +152,22 @@ def _write_files(
     }
     (run / "environment.json").write_text(json.dumps(environment))
     (run / "config.yaml").write_text("model: seed-cnn\ndata: digits\nmethods:\n- name: gradnet\nseeds: [0]\n")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine; on Debian or Ubuntu: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Any]:
+    """With none of the pages of other tests."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import CONTRAST, background, opened
 from made_up_lineage import made_up_lineage
 from made_up_study import write_study
 
@@ -18,59 +17,11 @@ from postgrad.reports.schema import read_results
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine; on Debian or Ubuntu: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def browser(chromium: Any) -> Iterator[Any]:
-    """With none of the pages of other tests."""
-    yield chromium
-    for context in chromium.contexts:
-        context.close()
-
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of 13 arms, 5 seeds and 10,000 test images."""
     return write_study(tmp_path_factory.mktemp("studies") / "study", n_test=10_000)
-
-
-def opened(browser: Any, run: Path, **settings: Any) -> tuple[Any, list[str], list[str]]:
-    """A page of this run, with what it wrote to the console and what it asked the network for."""
-    page = browser.new_context(**settings).new_page()
-    console: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: console.append(message.text))
-    page.on("pageerror", lambda error: console.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    report = run / "report.html"
-    page.goto((report if report.exists() else render(run)).as_uri())
-    return page, console, [url for url in requests if not url.startswith(("file:", "data:"))]
-
-
-def background(page: Any) -> tuple[int, ...]:
-    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return tuple(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
 
 
 def test_shows_the_numbers_without_errors_or_network(browser: Any, make_run) -> None:
@@ -277,27 +228,3 @@ def test_text_of_a_study_is_readable_against_its_background(browser: Any, large:
     page, _, _ = opened(browser, large, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
     assert page.evaluate(CONTRAST) == []
-
-
-CONTRAST = """() => {
-  const rgb = text => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const behind = node => {
-    for (let n = node; n; n = n.parentElement) {
-      const colour = rgb(getComputedStyle(n).backgroundColor);
-      if (colour.length === 3 || colour[3] > 0) return colour;
-    }
-  };
-  const TEXT = "h1, h2, h3, p, th, td, small, .verdict, dt, dd, li, figcaption, text, summary, pre, button";
-  const low = [];
-  for (const node of document.querySelectorAll(TEXT)) {
-    const style = getComputedStyle(node);
-    const a = light(rgb(node.namespaceURI.endsWith("svg") ? style.fill : style.color));
-    const b = light(behind(node.closest("svg")?.parentElement ?? node));
-    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) low.push([node.textContent.slice(0, 30), ratio.toFixed(2)]);
-  }
-  return low;
-}"""

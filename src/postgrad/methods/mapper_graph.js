@@ -51,6 +51,7 @@
 
     // One stop of the tab key for each drawing; arrow keys go from node to node.
     for (const drawing of drawings) {
+      drawing.querySelector(".graph").setAttribute("role", "group"); // what is in a picture cannot be chosen
       const nodes = [...drawing.querySelectorAll(".node")];
       const stop = (node, focused) => {
         for (const other of nodes) other.setAttribute("tabindex", other === node ? 0 : -1);
