@@ -2,6 +2,7 @@
 
     python docs/take_picture.py runs/demo                   # the top, which the README shows
     python docs/take_picture.py runs/search-cifar10 lineage # the tree of a mutation search
+    python docs/take_picture.py runs/mapper mapper          # the Mapper graph of the first coordinate
 
 Needs playwright (in the extra `dev`) and a Chromium on the system.
 """
@@ -18,7 +19,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).resolve().parent / "images"
-PICTURE, LINEAGE = IMAGES / "demo-report.png", IMAGES / "search-lineage.png"
+PICTURE, LINEAGE, MAPPER = (IMAGES / f"{name}.png" for name in ("demo-report", "search-lineage", "mapper-graph"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1100, 900
 
@@ -53,8 +54,23 @@ def take_lineage(report: Path, picture: Path = LINEAGE) -> None:
         page.locator("section[aria-labelledby=lineage] .tree").screenshot(path=picture)
 
 
+def take_mapper(report: Path, picture: Path = MAPPER) -> None:
+    """Write the Mapper graph of the first coordinate as a PNG, with the members of its first large node."""
+    with opened(report) as page:
+        mapper = page.locator("section[aria-labelledby=mapper-graph] .mapper")
+        mapper.locator(".coordinate:visible .node:has(.hole) .rim").first.click()
+        page.mouse.move(0, 0)
+        page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")  # boxes are counted from the top of the window
+        top, bottom = (mapper.locator(part).first.bounding_box() for part in (".choice", ".members"))
+        assert top is not None
+        assert bottom is not None
+        begin, end = top["y"] - 8, bottom["y"] + bottom["height"] + 8
+        edges = {"x": top["x"] - 8, "width": bottom["width"] + 16, "y": begin, "height": end - begin}
+        page.screenshot(path=picture, full_page=True, clip=edges)
+
+
 if __name__ == "__main__":
-    taken = {(): take_picture, ("lineage",): take_lineage}.get(tuple(sys.argv[2:]))
+    taken = {(): take_picture, ("lineage",): take_lineage, ("mapper",): take_mapper}.get(tuple(sys.argv[2:]))
     if len(sys.argv) < 2 or taken is None:
         sys.exit(__doc__)
     taken(Path(sys.argv[1]) / "report.html")

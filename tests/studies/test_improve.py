@@ -11,6 +11,7 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -30,6 +31,7 @@ from postgrad.evaluation.calibration import apply_temperature, fit_temperature
 from postgrad.evaluation.metrics import nll
 from postgrad.files import locked
 from postgrad.reports import schema
+from postgrad.studies import arms
 from postgrad.studies.config import ImproveConfig
 from postgrad.studies.improve import improve
 from postgrad.studies.trials import trials
@@ -432,3 +434,25 @@ def test_whole_halves_leave_no_training_image_out(tiny, tmp_path: Path, finished
     assert results.data.n_train == 100
     assert {arm.temperature for arm in results.arms} == {None}
     assert not same(predictions(directory), predictions(finished))
+
+
+def test_a_run_with_mapper_has_its_graph(tiny: Any, tmp_path: Path) -> None:
+    run = improve(tiny(tmp_path / "run", methods=["mapper:epochs=1,hidden=8,n_components=3,n_intervals=4"]))
+    table = json.loads((run / "mapper_graph.json").read_text())
+    assert table == json.loads(json.dumps(postgrad.load(run / "mapper").graph_table()))
+    assert 'href="#mapper-graph"' in (run / "report.html").read_text(encoding="utf-8")
+    assert not (run / "gradnet_blocks.json").exists()
+
+
+def test_of_several_arms_of_a_method_the_first_is_drawn() -> None:
+    methods = [SimpleNamespace(name=name, label=label) for name, label in
+               (("gradnet", "gradnet"), ("mapper", "wide"), ("mapper", "narrow"), ("knn", "knn"))]  # fmt: skip
+    run: Any = SimpleNamespace(config=SimpleNamespace(method_arms=lambda: methods))
+
+    def drawn(method: Any, kind: str = "method", arm: str | None = None) -> str | None:
+        trial: Any = SimpleNamespace(kind=kind, method=method, arm=arm or method.label)
+        found = arms._drawing(run, trial)
+        return found and found.file
+
+    assert [drawn(method) for method in methods] == ["gradnet_blocks.json", "mapper_graph.json", None, None]
+    assert drawn(methods[1], kind="control", arm="control-finetune") is None

@@ -148,14 +148,15 @@ def _circle(node: Node, place: Place, look: Look) -> Markup:
     """The classes of a node as slices, the most frequent first from the top; large ones have a hole with its name."""
     x, y, radius = place.x, place.y, place.half_width
     shares = _shares(node, look)
+    rim = {"cx": x, "cy": y, "r": radius}
     if len(shares) < 2:
-        parts = [tag("circle", cx=x, cy=y, r=radius, class_=f"slice {look.style(node)}")]
+        parts = [tag("circle", **rim, class_=f"rim slice {look.style(node)}")]
     else:
-        parts = list(_slices(shares, x, y, radius))
+        parts = [*_slices(shares, x, y, radius), tag("circle", **rim, class_="rim")]
     if radius >= _RING:
         parts.append(tag("circle", cx=x, cy=y, r=_HOLE * radius, class_="hole"))
         parts += _inside(node, place, look)
-    return join([*parts, tag("circle", cx=x, cy=y, r=radius, class_="rim")])
+    return join(parts)
 
 
 def _shares(node: Node, look: Look) -> list[tuple[str, float]]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from postgrad.methods._mapper_layout import Sizes
 from postgrad.methods.mapper_drawing import Look, counted, draw, in_words
 from postgrad.methods.mapper_table import SHOWN
-from postgrad.svg import join, tag
+from postgrad.svg import tag
 
 _THUMBNAIL = 56
 _STYLE_SHEET, _SCRIPT = (Path(__file__).with_name(f"mapper_graph.{kind}") for kind in ("css", "js"))
@@ -121,10 +121,12 @@ def _legend(look: Look) -> Markup:
     others = [("class-other", "other classes")] if len(coloured) < len(look.names) else []
     colours = [tag("li", tag("i", class_=style), name) for style, name in coloured + others]
     sizes = [tag("li", _sample(look.sizes, size), counted(size, look.noun)) for size in _samples(look.sizes.largest)]
-    return join([
-        tag("ul", *colours, class_="legend", aria_label="Colours of classes") if colours else Markup(""),
-        tag("ul", *sizes, class_="legend", aria_label="Sizes of nodes"),
-    ])  # fmt: skip
+    return tag(
+        "div",
+        tag("ul", *colours, aria_label="Colours of classes") if colours else "",
+        tag("ul", *sizes, aria_label="Sizes of nodes"),
+        class_="keys",
+    )
 
 
 def _samples(largest: int) -> Iterator[int]:

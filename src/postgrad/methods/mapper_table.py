@@ -19,7 +19,7 @@ from postgrad.methods._mapper_graph import MapperGraph, Node, Training
 
 SHOWN = 24
 """Members of a node whose images are kept."""
-SPRITE_BYTES = 1_250_000
+SPRITE_BYTES = 1_200_000
 """The most that the picture of all images takes; written in letters, as a page needs it, it takes a third more."""
 MOST_INTERVALS = 600
 """Coordinates are drawn while they have no more intervals together."""
