@@ -437,7 +437,7 @@ def test_whole_halves_leave_no_training_image_out(tiny, tmp_path: Path, finished
 
 
 def test_a_run_with_mapper_has_its_graph(tiny: Any, tmp_path: Path) -> None:
-    run = improve(tiny(tmp_path / "run", methods=["mapper:epochs=1,hidden=8,n_components=3,n_intervals=4"]))
+    run = improve(tiny(tmp_path / "run", methods=["mapper:epochs=1,hidden=8+8,n_components=3,n_intervals=4"]))
     table = json.loads((run / "mapper_graph.json").read_text())
     assert table == json.loads(json.dumps(postgrad.load(run / "mapper").graph_table()))
     assert 'href="#mapper-graph"' in (run / "report.html").read_text(encoding="utf-8")
