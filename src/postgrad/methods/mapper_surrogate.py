@@ -63,7 +63,9 @@ class SoftMapper(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         rows = images.flatten(1)
         values = self.transformer.latent_(Data(rows.detach().cpu().numpy()))
-        distances = torch.cdist(rows, self.points, compute_mode="donot_use_mm_for_euclid_dist")
+        # A product is ten times as fast, and exact enough where weights are soft; equal weights need equal distances.
+        how = "donot_use_mm_for_euclid_dist" if self.temperature is None else "use_mm_for_euclid_dist"
+        distances = torch.cdist(rows, self.points, compute_mode=how)
         low, high = self.transformer.committee_.asked(values, self.transformer.margin)
         parts = [self._means(c, distances, low[:, c], high[:, c]) for c in range(values.shape[1])]
         return self.head(torch.cat(parts, dim=1))
