@@ -93,10 +93,15 @@ def bare(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch normalisations of a network that keep running statistics."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
 @contextlib.contextmanager
 def statistics_stay(model: nn.Module) -> Iterator[None]:
     """Let batch normalisation in training mode use its batch, but not remember it."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = batch_norms(model)
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:

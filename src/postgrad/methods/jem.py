@@ -20,6 +20,7 @@ SADA-JEM 2209.08739. Licence or patent note: Apache-2.0; none known.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +33,7 @@ from postgrad.errors import UserError, unknown_name
 from postgrad.methods._jem_presets import IMAGE_RANGE, PRESETS, Variant
 from postgrad.methods._replay_buffer import ClassGaussians, ReplayBuffer, Starts, Storage, UniformStarts
 from postgrad.methods._sam import sharpness_aware
-from postgrad.methods._sgld import Langevin, LogDensity, bare, check_first_layer, statistics_stay
+from postgrad.methods._sgld import Langevin, LogDensity, bare, batch_norms, check_first_layer, statistics_stay
 from postgrad.methods._stability import Stability, gradient_norm
 from postgrad.models.network import evaluating
 
@@ -159,6 +160,13 @@ class JEM:
         self.model = model
         self.labels = labels if labels_per_class is None else first_labels(labels, labels_per_class)
         self.chains = chains
+        if weight and not preset.training_mode and batch_norms(model):
+            warnings.warn(
+                f"variant {variant} was made for networks without batch normalisation, and this one has it: take it out "
+                "(--method norm:kind=none), or take another variant",
+                UserWarning,
+                stacklevel=2,
+            )
         self._preset = preset if data_noise is None else replace(preset, data_noise=data_noise)
         self._images, self._prepare, self._augmented = images, prepare, augmented or prepare
         self._weight, self._energy_l2, self._label_smoothing = weight, energy_l2, label_smoothing
