@@ -162,8 +162,8 @@ class JEM:
         self.chains = chains
         if weight and not preset.training_mode and batch_norms(model):
             warnings.warn(
-                f"variant {variant} was made for networks without batch normalisation, and this one has it: take it out "
-                "(--method norm:kind=none), or take another variant",
+                f"variant {variant} was made for networks without batch normalisation, and this one has it: take it "
+                "out (--method norm:kind=none), or take another variant",
                 UserWarning,
                 stacklevel=2,
             )
