@@ -35,7 +35,6 @@ from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -110,10 +109,11 @@ class Parts:
                 yield
             self.peak = peak.megabytes * 1e6
             return
-        before = psutil.Process().memory_info().rss
+        before = _kept("RssAnon")
         _MARK.write_text("5")
         yield
-        self.peak = max(0, _high_water_mark() - before)
+        # The mark counts pages of files too, which the kernel drops and reads again as it likes.
+        self.peak = max(0, _kept("VmHWM") - _kept("RssFile") - _kept("RssShmem") - before)
 
 
 class Nobody:
@@ -127,11 +127,12 @@ class Nobody:
         return Certificate(0.0, {}, True, "eval", (), 0.0)
 
 
-def _high_water_mark() -> int:
+def _kept(name: str) -> int:
+    """Bytes that the kernel counts for this process under a name of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no line VmHWM")
+    raise RuntimeError(f"/proc/self/status has no line {name}")
 
 
 def size_of(network: nn.Module) -> int:
