@@ -41,7 +41,7 @@ test: $(stamp)
 	$(python) -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(stamp)
-	$(python) -m pytest -q -m slow
+	$(python) -m pytest -q -n 2 --dist loadfile -m slow
 
 lint: $(stamp)
 	$(python) -m ruff check .
