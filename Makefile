@@ -93,6 +93,7 @@ ledger-jem: $(stamp)
 
 ledger-mapper: $(stamp)
 	$(call studies,recipes/mapper/*.yaml,mapper-)
+	$(python) docs/mapper_attacks.py $(RUNS)/mapper-mnist-10k --json docs/ledger/raw/mapper-attacks.json --page docs/ledger/mapper-attacks.md
 
 docs: $(stamp)
 	@$(pip) -e '.[docs]'
