@@ -106,6 +106,16 @@ def test_what_cannot_be_is_refused_before_any_training(
     assert not (context.directory / "population" / ".task-3").exists()
 
 
+def test_what_takes_too_much_for_an_image_is_refused_before_any_training(
+    context: Context, base: Individual, tiny: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Context, "train", lambda *_, **__: pytest.fail("it was trained"))
+    limited = replace(context, config=tiny(max_multiply_adds=base.multiply_adds + 1))
+    with pytest.raises(Refused, match=rf"multiply-adds for an image; the limit is {base.multiply_adds + 1}"):
+        Child(3, base.name, "wider", Genes(), seed=0).make(limited)
+    assert not (context.directory / "population" / ".task-3").exists()
+
+
 def test_the_name_says_weights_genes_and_growth(context: Context, base: Individual, child: Individual) -> None:
     model = context.network(base.name)
     assert name_of(model, replace(base.genes, dropout=0.5)) != base.name

@@ -60,6 +60,8 @@ class RunOptions:
     """Networks that are bred from at a time. Default: 8."""
     max_parameters: Count = None
     """No network may have more."""
+    max_multiply_adds: Number = None
+    """No network may take more for an image, such as 1e7."""
     workers: Seed = None
     """Processes that make one network each at a time; 0 makes them in this one. Default: as many as there are cores."""
     ray: Name = None

@@ -42,7 +42,7 @@ class SearchConfig(RunConfig):
     .01; `base_epochs` is how long a base without weights of its own is trained in the same way. `preset` says how
     probable each mutation is, `mutations` which there are (default: the preset's), `mutation_files` are Python files
     that register further ones. With `genes` the regularisation of children mutates too. `max_parameters` bounds their
-    size. `claims` are judged on a page of the ledger.
+    size, `max_multiply_adds` what one of them takes for an image. `claims` are judged on a page of the ledger.
     """
 
     out: UserPath = Path("runs/search")
@@ -60,6 +60,7 @@ class SearchConfig(RunConfig):
     base_epochs: float = Field(default=3, gt=0, allow_inf_nan=False)
     genes: bool = True
     max_parameters: PositiveInt | None = None
+    max_multiply_adds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     claims: tuple[Claim, ...] = ()
 
     @model_validator(mode="before")

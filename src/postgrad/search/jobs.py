@@ -115,6 +115,7 @@ class Child:
         try:
             operations = self._operations(context, model, parent)
             grown = grow(model, operations, example=context.example, seed=self.seed)
+            _check_price(context, model)
         except (Infeasible, UserError) as error:
             shutil.rmtree(context.directory / self.folder, ignore_errors=True)
             raise Refused(str(error)) from error
@@ -145,6 +146,13 @@ class Child:
         operations = mutation_named(self.mutation)(seen, np.random.default_rng(self.seed))
         check_feasible(seen, operations)
         return operations
+
+
+def _check_price(context: Context, model: nn.Module) -> None:
+    """Refuse a network, before any training, that takes more for an image than it may."""
+    most, takes = context.config.max_multiply_adds, context.multiply_adds(model)
+    if most is not None and takes > most:
+        raise Infeasible(f"it would take {takes} multiply-adds for an image; the limit is {most:.0f}")
 
 
 def task_folder(number: int) -> str:
