@@ -20,6 +20,7 @@ from postgrad.controls import (
     control_more_data,
     control_same_price,
 )
+from postgrad.errors import UserError
 from postgrad.evaluation.calibration import found_temperature
 from postgrad.evaluation.cost import measure_cost
 from postgrad.files import write_atomic
@@ -80,7 +81,7 @@ def run_trial(run: Run, trial: Trial) -> ArmRecord:
     classifier = seed_run.classifier(fitted.model)
     classifier.save(directory)
     if trial.seed == run.config.seeds[0] and (drawing := _drawing(run, trial)) is not None:
-        write_atomic(run.directory / drawing.file, json.dumps(drawing.table(fitted.model), separators=(",", ":")))
+        keep_drawing(seed_run.run, drawing, fitted.model)
     of_arm, method = seed_run.run, trial.method
     accuracy, temperature = _score(run, classifier, directory)
     record = ArmRecord(
@@ -210,6 +211,16 @@ def _estimator(seed_run: SeedRun, method: MethodConfig, base: nn.Module, options
     }
     taken = inspect.signature(cls).parameters
     return cls(base, **{name: value for name, value in (settled | options).items() if name in taken})
+
+
+def keep_drawing(run: Run, drawing: Drawing, fitted: Any) -> None:
+    """Write what the report draws of a fitted method; where it cannot be drawn, the run says so and goes on."""
+    try:
+        table = drawing.table(fitted)
+    except UserError as error:
+        run.warn(f"not drawn: {error}")
+        return
+    write_atomic(run.directory / drawing.file, json.dumps(table, separators=(",", ":")))
 
 
 def _drawing(run: Run, trial: Trial) -> Drawing | None:
