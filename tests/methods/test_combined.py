@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.5},
     "swa": {"start_epoch": 0},
     "lawa": {"k": 2},
-    "jem": {"steps": 1, "buffer_size": 12, "data_noise": 0.0},
+    "jem": {"variant": "jem++", "steps": 1, "buffer_size": 12, "data_noise": 0.0},
 }
 
 NAMES = [name for name, method in METHODS.items() if method.shape in TRAINING_SHAPES]
