@@ -36,6 +36,18 @@ def planned(clock, seconds, interval=10**9):
     return steps_within(seconds, clock=clock, take_step=clock.take_step, validate=clock.validate, interval=interval)
 
 
+def burning(problem, seconds):
+    """Batches that take so much processor time each, so that the machine's other work matters little."""
+
+    def make_batch(indices, generator):
+        until = time.process_time() + seconds
+        while time.process_time() < until:
+            pass
+        return problem.make_batch(indices, generator)
+
+    return make_batch
+
+
 def test_times_the_steps_after_the_warm_up():
     clock = Clock(step=0.01, warm_up=1.0)
     assert planned(clock, 100.0) == pytest.approx(100 / 0.01, rel=1e-3)
@@ -71,13 +83,7 @@ def test_timing_takes_a_fifth_of_the_budget_at_most_and_one_step():
 
 def test_the_same_training_gets_its_own_time_back(problem):
     """A control that is its method again has as many steps, give or take what a machine's clock does."""
-
-    def make_batch(indices, generator):
-        until = time.process_time() + 0.01
-        while time.process_time() < until:
-            pass
-        return problem.make_batch(indices, generator)
-
+    make_batch = burning(problem, 0.01)
     _, first = problem.train(Recipe(steps=60, batch_size=16), make_batch=make_batch)
     _, again = problem.train(Recipe(budget=f"{first.cpu_seconds:.3f}s", batch_size=16), make_batch=make_batch)
     assert again.steps == pytest.approx(first.steps, rel=0.06)
@@ -96,14 +102,7 @@ def test_a_training_by_budget_equals_one_by_its_number_of_steps(problem, same_bi
 
 
 def test_the_budget_is_kept(problem):
-    """Each step burns 5 ms, so that the machine's other work matters little."""
-
-    def make_batch(indices, generator):
-        until = time.process_time() + 0.005
-        while time.process_time() < until:
-            pass
-        return problem.make_batch(indices, generator)
-
+    make_batch = burning(problem, 0.005)
     _, history = problem.train(Recipe(budget="1s", batch_size=16), make_batch=make_batch)
     assert history.cpu_seconds == pytest.approx(1.0, rel=0.2)
 

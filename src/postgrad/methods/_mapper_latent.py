@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Settings:
     directory: Path | None = None
 
 
-class Latent:
+class Latent(ABC):
     """From points to `count` coordinates each, float64.
 
     >>> latent = fit_latent(data, Settings("pca", 20, …))
@@ -67,11 +68,13 @@ class Latent:
 
     num_parameters: int
 
+    @abstractmethod
     def __call__(self, data: Data) -> NDArray[np.float64]:
-        raise NotImplementedError
+        """The coordinates (n, count)."""
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """All that was fitted, by name."""
 
 
 class Principal(Latent):

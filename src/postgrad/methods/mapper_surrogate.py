@@ -63,7 +63,7 @@ class SoftMapper(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         rows = images.flatten(1)
         values = self.transformer.latent_(Data(rows.detach().cpu().numpy()))
-        # A product is ten times as fast, and exact enough where weights are soft; equal weights need equal distances.
+        # A product is faster, and exact enough where weights are soft; equal weights need equal distances.
         how = "donot_use_mm_for_euclid_dist" if self.temperature is None else "use_mm_for_euclid_dist"
         distances = torch.cdist(rows, self.points, compute_mode=how)
         low, high = self.transformer.committee_.asked(values, self.transformer.margin)
