@@ -51,6 +51,8 @@ def one_at_a_time(
         cut = (cut - means) * factor + means
         if preprocessing.per_image_standardise:
             cut = (cut - cut.mean()) / max(cut.std(), 1 / np.sqrt(cut.size))
+        elif augmentation.contrast:
+            cut = cut.clip(0, 1)
         out.append(cut)
     return np.array(out)
 
@@ -137,6 +139,16 @@ def test_no_images_and_one_image() -> None:
     preprocessing = Preprocessing(crop=6, per_image_standardise=True)
     assert augment(random_images(0, 3, 8, 8), preprocessing, everything, generator()).shape == (0, 3, 6, 6)
     assert augment(random_images(1, 3, 8, 8), preprocessing, everything, generator()).shape == (1, 3, 6, 6)
+
+
+def test_contrast_stays_in_the_range_that_a_fixed_mean_and_deviation_are_for() -> None:
+    stripes = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    stripes[..., ::4] = 255  # a quarter is white: from its mean, contrast leads up to .6 beyond it
+    augmentation = Augmentation(contrast=(1.5, 1.8))
+    inputs = augment(stripes, Preprocessing(mean=(0.5,), std=(0.5,)), augmentation, generator())
+    assert inputs.aminmax() == (-1, 1)
+    uncut = augment(stripes, Preprocessing(per_image_standardise=True), augmentation, generator())
+    torch.testing.assert_close(uncut, Preprocessing(per_image_standardise=True)(stripes))  # the cut would show there
 
 
 def test_input_is_left_alone() -> None:
@@ -229,12 +241,21 @@ def test_augmentation_is_not_done_image_by_image() -> None:
     flip=st.booleans(),
     random=st.booleans(),
     contrast=st.sampled_from((None, (0.2, 1.8))),
+    each=st.booleans(),
 )
 def test_the_centre_of_an_augmented_picture_is_what_augment_cuts(
-    height: int, width: int, size: int | None, crop: int | None, pad: int, flip: bool, random: bool, contrast: Any
+    height: int,
+    width: int,
+    size: int | None,
+    crop: int | None,
+    pad: int,
+    flip: bool,
+    random: bool,
+    contrast: Any,
+    each: bool,
 ) -> None:
     images = random_images(5, 3, height, width)
-    preprocessing = Preprocessing(size=size, crop=crop, per_image_standardise=True)
+    preprocessing = Preprocessing(size=size, crop=crop, per_image_standardise=each)
     augmentation = Augmentation(pad=pad if random else 0, crop=random, flip=flip, contrast=contrast)
     resized = preprocessing.resize(images)
     pictures = augmented_pictures(

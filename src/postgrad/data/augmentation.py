@@ -30,7 +30,8 @@ class Augmentation(BaseModel):
     crop : cut at random, not from the centre: the crop of the preprocessing, or else the image's own size.
     flip : mirror left and right with probability 1/2.
     contrast : the range of one random factor f for each image: (x − mean)·f + mean in each channel, where the mean is
-        that of the channel; after the crop and before the standardisation.
+        that of the channel; after the crop and before the standardisation. With `per_image_standardise` nothing is cut
+        off; otherwise pixels stay from 0 to 1, as they are when the network is used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +69,7 @@ def augment(
         images = preprocessing.centre_crop(images)
     if draws.contrast is not None:
         images = to_unit(images)
-        images = _with_contrast(images, images, draws.contrast)
+        images = _with_contrast(images, images, draws.contrast, preprocessing)
     return preprocessing.standardise(images)
 
 
@@ -136,7 +137,7 @@ def augmented_pictures(
     if draws.contrast is None:
         return pictures
     pictures = to_unit(pictures)
-    return _with_contrast(pictures, preprocessing.centre_crop(pictures).contiguous(), draws.contrast)
+    return _with_contrast(pictures, preprocessing.centre_crop(pictures).contiguous(), draws.contrast, preprocessing)
 
 
 def _padded(images: Tensor, augmentation: Augmentation) -> Tensor:
@@ -152,10 +153,11 @@ def _cut(images: Tensor, draws: Draws, height: int, width: int) -> Tensor:
     return cut(images, rows.to(images.device), columns.to(images.device))
 
 
-def _with_contrast(images: Tensor, seen: Tensor, factor: Tensor) -> Tensor:
+def _with_contrast(images: Tensor, seen: Tensor, factor: Tensor, preprocessing: Preprocessing) -> Tensor:
     """(x − mean)·f + mean, where the mean of each channel is that of the part that is seen."""
     mean = seen.mean(dim=(2, 3), keepdim=True)
-    return (images - mean).mul_(factor.to(images.device).view(-1, 1, 1, 1)).add_(mean)
+    changed = (images - mean).mul_(factor.to(images.device).view(-1, 1, 1, 1)).add_(mean)
+    return changed if preprocessing.per_image_standardise else changed.clamp_(0, 1)
 
 
 def views(images: Tensor, preprocessing: Preprocessing, count: int, *, augmentation: Augmentation) -> Iterator[Tensor]:

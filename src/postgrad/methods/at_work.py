@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from postgrad.data.preprocessing import Augmentation, Preprocessing, augment
 from postgrad.errors import UserError
 from postgrad.methods._feature import feature
-from postgrad.methods._jem_presets import IMAGE_RANGE
 from postgrad.methods.jem import JEM
 from postgrad.methods.registry import LEARN_FROM_TEACHER, check_options, get_method
 from postgrad.models.network import evaluating
@@ -89,8 +88,7 @@ class MethodsAtWork:
         """The mean loss of a batch of inputs (n, C, H, W), labels (n,) and what a teacher says, where there is one."""
         inputs, labels = batch[:2]
         if isinstance(self._cross_entropy, JEM):
-            # A change of contrast leads beyond black and white, where no sample goes.
-            return self._cross_entropy.loss(inputs.clamp(*IMAGE_RANGE), labels, network)
+            return self._cross_entropy.loss(inputs, labels, network)
         teacher = batch[2] if len(batch) > 2 else None
         if (hint := self._hint) is None:
             return self.cross_entropy(network(inputs), labels, teacher)
@@ -228,7 +226,7 @@ class TrainingSet:
 
     def augmented(self, images: Tensor) -> Tensor:
         """What an energy model sees of some in training, from −1 to 1; random numbers are torch's own."""
-        return augment(images, self.preprocess, self.augmentation, torch.default_generator).clamp(*IMAGE_RANGE)
+        return augment(images, self.preprocess, self.augmentation, torch.default_generator)
 
 
 @dataclass(frozen=True)
