@@ -218,12 +218,12 @@ def page(run: Path, records: Sequence[Mapping[str, Any]], options: argparse.Name
         "AUROC: how often a score calls a test image more familiar than a strange one.",
         strangers(results),
         "## Attacks",
-        f"The share of {ATTACKED} test images that are right before and after AutoAttack, as `postgrad score` makes it,\n"
-        "by the largest change of a pixel (0 to 1).",
+        f"The share of {ATTACKED} test images that are right before and after AutoAttack, as `postgrad score`\n"
+        "makes it, by the largest change of a pixel (0 to 1).",
         attacks(records),
         "## Drawn images",
         f"{DRAWN:,} images that continue the chains of the training; of the plain network, chains from noise. The\n"
-        "Fréchet distance is between penultimate features of a seed-cnn of its own, and compares with no other network's.",
+        "Fréchet distance is between penultimate features of a seed-cnn of its own: it compares with no other network's.",
         samples(records),
         *pictures,
         *(["## Time to equal accuracy", "To the highest accuracy that both reach.", time] if time else []),
