@@ -223,7 +223,7 @@ def page(run: Path, records: Sequence[Mapping[str, Any]], options: argparse.Name
         attacks(records),
         "## Drawn images",
         f"{DRAWN:,} images that continue the chains of the training; of the plain network, chains from noise. The\n"
-        "Fréchet distance is between penultimate features of a seed-cnn of its own: it compares with no other network's.",
+        "Fréchet distance is between penultimate features of a seed-cnn of its own, and compares with no other.",
         samples(records),
         *pictures,
         *(["## Time to equal accuracy", "To the highest accuracy that both reach.", time] if time else []),
