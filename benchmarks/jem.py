@@ -16,6 +16,7 @@ import json
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", "variant jem was made", UserWarning)  # its time with them is what is asked
     clock = time.process_time if options.threads == 1 else time.perf_counter
     print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} thread(s), float32, batch {BATCH}, ms")
     content: dict[str, Any] = {"torch": torch.__version__, "threads": options.threads, "batch": BATCH, "networks": {}}
