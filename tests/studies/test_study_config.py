@@ -13,6 +13,7 @@ from postgrad.cli import main
 from postgrad.errors import UserError
 from postgrad.studies.executors import check_ray
 from postgrad.studies.study_config import StudyConfig, check_same
+from postgrad.studies.trials import trials
 from postgrad.validation import validated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +128,8 @@ TRAININGS: dict[str, Any] = {
         ({"epochs": 3}, "epochs: no setting of a study of trainings; its lengths stand under training"),
         ({"base_accuracy": 0.8}, "base_accuracy: no setting of a study of trainings"),
         ({"controls": ["control-finetune"]}, "controls: control-finetune: arms of this kind have control-same-time"),
+        ({"controls": []}, "controls: expected at least one for ema"),
+        ({"controls": [], "arms": {"a": {"methods": "ema", "against": ["base"]}}}, "expected at least one for a"),
         ({"training": {"epoch": 1}}, "did you mean 'epochs'?"),
         ({"training": {"epochs": 0}}, "training: epochs: should be greater than 0"),
         ({"rates": [-0.1]}, "rates.0: should be greater than 0"),
@@ -159,6 +162,16 @@ def test_a_training_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert config.rates == (0.1,)
     config.save(tmp_path / "config.yaml")
     assert StudyConfig.load(tmp_path / "config.yaml") == config
+
+
+def test_arms_that_are_controls_make_up_for_those_left_out() -> None:
+    arms = {"ema": {"methods": "ema", "against": ["swa"]}, "swa": "swa"}
+    config = StudyConfig.model_validate(TRAININGS | {"controls": [], "arms": arms})
+    assert [trial.arm for trial in trials(config)] == ["base", "ema", "swa"]
+    assert config.left_out() == ("control-same-time",)
+    second_stage = {"mapper": {"name": "mapper", "against": ["knn"]}, "knn": "knn"}
+    config = StudyConfig.model_validate(RECIPE | {"controls": [], "arms": second_stage})
+    assert [trial.arm for trial in trials(config)] == ["base", "mapper", "knn"]
 
 
 def test_all_mistakes_are_named_at_once(refused: Any) -> None:

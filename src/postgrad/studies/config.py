@@ -199,6 +199,19 @@ class ComparisonConfig(RunConfig):
     def command(self) -> str:
         """The command line that asks for this."""
 
+    def arms_against(self) -> dict[str, tuple[str, ...]]:
+        """Arm -> the arms that it is compared with beside the base and its own controls."""
+        return {method.label: method.against for method in self.method_arms()}
+
+    @model_validator(mode="after")
+    def _some_control(self) -> Self:
+        against = self.arms_against()
+        controls = {name for others in against.values() for name in others}
+        alone = [name for name, others in against.items() if not others and name not in controls]
+        if not self.controls and alone:
+            raise ValueError(f"controls: expected at least one for {', '.join(alone)}")
+        return self
+
     @model_validator(mode="after")
     def _against_arms_that_there_are(self) -> Self:
         labels = [method.label for method in self.method_arms()]
@@ -214,8 +227,8 @@ class ComparisonConfig(RunConfig):
         for name in controls:
             if name not in (*CONTROLS, *TRAINING_CONTROLS):
                 raise unknown_name("control", name, (*CONTROLS, *TRAINING_CONTROLS))
-        if not controls or len(set(controls)) != len(controls):
-            raise ValueError(f"expected at least one control, each of them once, got {list(controls)}")
+        if len(set(controls)) != len(controls):
+            raise ValueError(f"expected each control once, got {list(controls)}")
         if "control-same-price" in controls and not {"control-finetune", "control-more-data"} <= set(controls):
             raise ValueError(
                 "control-same-price is made of control-finetune and control-more-data; name these two as well"

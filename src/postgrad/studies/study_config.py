@@ -114,6 +114,13 @@ class StudyConfig(ComparisonConfig):
     def command(self) -> str:
         return "postgrad study config.yaml"
 
+    def arms_against(self) -> dict[str, tuple[str, ...]]:
+        trainings = self.training_arms()
+        of_trainings = {
+            name: tuple(other for other in arm.against if other != "base") for name, arm in trainings.items()
+        }
+        return of_trainings or super().arms_against()
+
     def left_out(self) -> tuple[str, ...]:
         """The controls that the recipe leaves out, which a reader of the results must know."""
         return tuple(name for name in _controls_of(self.arms) if name not in self.controls)
