@@ -1,6 +1,6 @@
 """How fast Mapper's nodes are found, and new points mapped to them, beside KeplerMapper and giotto-tda in the same run.
 
-    python benchmarks/mapper.py [--images 3000] [--new 300] [--repeats 3] [--giotto PYTHON] [--json FILE]
+    python benchmarks/mapper.py [--images 3000] [--new 300] [--repeats 3] [--giotto PYTHON] [--sizes N N] [--json FILE]
 
 All get the same images (MNIST where it is there, else digits), the same 20 principal components and the same 10
 intervals with overlap .33. KeplerMapper clusters by scipy's single linkage, cut at the first empty of 10 bins; it can
@@ -11,12 +11,14 @@ numpy and scikit-learn and needs an environment of its own, whose interpreter is
 
 It clusters by its FirstSimpleGap, beside ours with cut="gap". Seconds are CPU time of one thread, the median of
 repetitions in turn; the network after Mapper is no part of it. The clusters must be the same, or the benchmark fails.
+--sizes shows how ours grows: so many images, in increasing numbers, with 10,000 new ones, once each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -199,6 +201,21 @@ def measure(images: int, new: int, repeats: int, giotto: str | None) -> dict[str
     }
 
 
+def growth(sizes: list[int]) -> list[dict[str, float]]:
+    """For each number of images the CPU seconds of fitting and mapping, and the most memory of the process so far."""
+    found = []
+    for size in sorted(sizes):
+        _, rows, others = points(size, 10_000)
+        fit, mapper = timed(lambda: MapperTransformer(memory="6GB").fit(rows))  # noqa: B023, called at once
+        mapping, _ = timed(lambda: mapper.transform(others))  # noqa: B023
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        found.append({"images": len(rows), "fit": fit, "transform": mapping, "peak_gb": peak})
+        print(
+            f"{len(rows):,} images: fitted in {fit:.1f} s, {len(others):,} mapped in {mapping:.1f} s", file=sys.stderr
+        )
+    return found
+
+
 def points(images: int, new: int) -> tuple[str, Any, Any]:
     try:
         dataset = load_dataset("mnist", limit=max(images, new))
@@ -221,6 +238,11 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{result['images']:,} images of {result['data']}, {result['new']:,} new ones, {result['nodes']:,} nodes"]
     lines += [f"{work:28}{amount:10.2f} s" for work, amount in result["medians"].items()]
     lines += [f"{peer:28}{ratio:9.1f} × ours" for peer, ratio in result["ratios"].items()]
+    lines += [
+        f"{each['images']:,} images: {each['fit']:.1f} s to fit, {each['transform']:.1f} s to map 10,000, "
+        f"at most {each['peak_gb']:.2f} GB"
+        for each in result["growth"]
+    ]
     if "giotto-tda, nodes by gaps" not in result["medians"]:
         lines.append("giotto-tda was not asked: give --giotto PYTHON, the interpreter of an environment that has it")
     return "\n".join(lines)
@@ -232,12 +254,14 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--giotto", metavar="PYTHON", help="an interpreter that has giotto-tda")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     postgrad.progress.quiet = True
     try:
-        result = measure(options.images, options.new, options.repeats, options.giotto)
+        grown = growth(options.sizes)
+        result = measure(options.images, options.new, options.repeats, options.giotto) | {"growth": grown}
     except UserError as error:
         sys.exit(f"mapper: {error}")
     if options.json is not None:

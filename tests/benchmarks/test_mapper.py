@@ -24,7 +24,18 @@ def benchmark(
     rows = load_dataset("digits", limit=70).train.images.flatten(1).float().div(255).numpy()
     monkeypatch.setattr(script, "points", lambda images, new: ("digits", rows[:images], rows[-new:]))
     monkeypatch.setattr(postgrad.progress, "quiet", False)  # the script changes it
-    settings = ["--images", "60", "--new", "5", "--repeats", "1", "--json", str(tmp_path / "figures.json")]
+    settings = [
+        "--images",
+        "60",
+        "--new",
+        "5",
+        "--repeats",
+        "1",
+        "--sizes",
+        "40",
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
     monkeypatch.setattr(sys, "argv", ["mapper.py", *settings])
     return script
 
@@ -35,6 +46,9 @@ def test_the_table_and_its_figures(benchmark: Any, tmp_path: Path, capsys: pytes
     assert "60 images of digits, 5 new ones" in table
     assert "giotto-tda was not asked" in table
     figures = json.loads((tmp_path / "figures.json").read_text())
+    (size,) = figures["growth"]
+    assert size["images"] == 40
+    assert f"40 images: {size['fit']:.1f} s to fit" in table
     assert set(figures["seconds"]) == {
         "postgrad, nodes",
         "KeplerMapper, nodes",
