@@ -91,7 +91,7 @@ ledger-search: $(stamp)
 ledger-jem: $(stamp)
 	$(call studies,recipes/jem/*.yaml,jem-)
 	set -e; for data in mnist cifar10; do features=$(RUNS)/features-$$data; \
-		[ -e $$features/manifest.json ] || $(python) -m postgrad.cli train --model seed-cnn --data $$data --limit 20000 --epochs 3 --out $$features; \
+		[ -e $$features/manifest.json ] || $(python) -m postgrad.cli train --model seed-cnn --data $$data --limit 20000 --epochs 10 --out $$features; \
 		$(python) docs/energy_measures.py $(RUNS)/jem-$$data $$features --json docs/ledger/raw/jem-$$data-measures.json \
 			--page docs/ledger/jem-$$data-measures.md --pictures docs/images; done
 

@@ -1,7 +1,7 @@
 """What energy models are worth beside accuracy: calibration, strange images, attacks, drawn images, time.
 
     postgrad study recipes/jem/mnist.yaml --data-dir DIR --out runs/jem-mnist
-    postgrad train --model seed-cnn --data mnist --data-dir DIR --limit 20000 --epochs 3 --out runs/features-mnist
+    postgrad train --model seed-cnn --data mnist --data-dir DIR --limit 20000 --epochs 10 --out runs/features-mnist
     python docs/energy_measures.py runs/jem-mnist runs/features-mnist --json docs/ledger/raw/jem-mnist-measures.json
         --page docs/ledger/jem-mnist-measures.md --pictures docs/images
 

@@ -25,7 +25,7 @@ def check_images(images: Tensor) -> None:
 def check_unit_range(images: Tensor) -> None:
     """Refuse floating point pixels that are plainly not in [0, 1]; noise may lead a little out of it."""
     if images.is_floating_point() and images.numel():
-        low, high = (float(value) for value in torch.aminmax(images))
+        low, high = (float(value) for value in torch.aminmax(images.detach()))
         if not (low >= -0.5 and high <= 1.5):
             raise UserError(
                 f"images: floating point pixels go from {low:g} to {high:g}, expected 0 to 1; give uint8, or scale them"
