@@ -126,6 +126,15 @@ def test_any_number_of_images_any_memory_layout(count: int, channels: int, side:
         torch.testing.assert_close(torch.cat(one_by_one), expected)
 
 
+def test_a_gradient_goes_through_without_a_warning() -> None:
+    images = torch.rand(2, 3, 6, 6, requires_grad=True)
+    Preprocessing(crop=4, mean=(0.5,), std=(0.25,))(images).sum().backward()
+    expected = torch.zeros(2, 3, 6, 6)
+    expected[:, :, 1:5, 1:5] = 4
+    assert images.grad is not None
+    assert torch.equal(images.grad, expected)
+
+
 def test_input_is_left_alone() -> None:
     for images in (random_images(2, 3, 8, 8), torch.rand(2, 3, 8, 8)):
         before = images.clone()
