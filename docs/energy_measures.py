@@ -36,7 +36,7 @@ from postgrad.validation import read_yaml
 ARMS = {"base": "plain", "jem": "JEM", "jem-plus-plus": "JEM++", "sada-jem": "SADA-JEM"}
 """Arm -> how the page calls it; those that a study has not are left out."""
 EPSILONS = {"mnist": (0.1, 0.2), "cifar10": (2 / 255, 8 / 255)}
-ATTACKED, DRAWN, SHOWN = 100, 1000, 64
+ATTACKED, DRAWN, SHOWN = 50, 1000, 64
 CALIBRATION = {
     "accuracy": "accuracy", "nll": "NLL", "nll_scaled": "NLL, scaled", "ece": "ECE", "ece_scaled": "ECE, scaled",
 }  # fmt: skip
