@@ -1,7 +1,8 @@
 """Write the figures of the README from the results of runs, so that a command makes each of them.
 
     python docs/update_readme.py runs/demo                       the demo's table
-    python docs/update_readme.py --results docs/ledger/raw/*/results.json    the table of results, a row each
+    python docs/update_readme.py --results docs/ledger/raw/gradnet-*/results.json    the table of results, a row each
+    python docs/update_readme.py --claims docs/ledger/{power,fixed,jem,search}*.json    the table of claims
 
 Only what stands between the markers, `<!-- demo table -->` and `<!-- /demo table -->`, is replaced.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -51,6 +53,18 @@ def results_block(files: Sequence[Path]) -> str:
     """One row for each run: the accuracy of every arm, the best in bold."""
     headings = ("Data", "Base network", "Seeds", "Base", "GradNet", *CONTROLS.values())
     return _table(headings, [_results_row(file) for file in files], numbers=range(2, len(headings)))
+
+
+def claims_block(files: Sequence[Path]) -> str:
+    """One row for each claim that was tested, with a link to its page."""
+    headings = ("Claim", "Without → with", "Best control", "Seeds", "Verdict", "Ledger")
+    rows = [
+        _claim_row(file, row)
+        for file in files
+        for row in json.loads(file.read_text(encoding="utf-8"))["rows"]
+        if row["ours"] is not None
+    ]
+    return _table(headings, rows, numbers=range(1, 4))
 
 
 def with_block(text: str, name: str, content: str) -> str:
@@ -110,6 +124,16 @@ def _results_row(file: Path) -> list[str]:
     return [results.data.name, base, str(len(results.seeds)), *cells]
 
 
+def _claim_row(file: Path, row: Mapping[str, Any]) -> list[str]:
+    share = row["metric"].endswith("accuracy")
+    base, ours, control = (
+        words.MISSING if value is None else words.percent(value) if share else f"{value:.3f}"
+        for value in (row["base"], row["ours"], row["control_figure"])
+    )
+    page = f"[{file.stem}](docs/ledger/{file.stem}.md)"
+    return [row["claim"], f"{base} → {ours}", control, str(row["n_seeds"]), row["verdict"], page]
+
+
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: range) -> str:
     rule = ["--:" if column in numbers else "---" for column in range(len(headings))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
@@ -120,14 +144,17 @@ def main(arguments: Sequence[str] | None = None, *, readme: Path = README) -> in
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, help="a finished run of `postgrad improve`")
     parser.add_argument("--results", nargs="+", type=Path, metavar="FILE", help="results.json of several runs")
+    parser.add_argument("--claims", nargs="+", type=Path, metavar="FILE", help="rows of several pages of the ledger")
     options = parser.parse_args(arguments)
-    if (options.run is None) == (options.results is None):
-        parser.error("give either a run directory or --results FILE ...")
+    if [options.run, options.results, options.claims].count(None) != 2:
+        parser.error("give either a run directory, --results FILE ... or --claims FILE ...")
     try:
         if options.run is not None:
             name, content = "demo table", demo_block(options.run)
-        else:
+        elif options.results is not None:
             name, content = "results table", results_block(options.results)
+        else:
+            name, content = "claims table", claims_block(options.claims)
         write_atomic(readme, with_block(readme.read_text(encoding="utf-8"), name, content))
     except (UserError, OSError) as error:
         print(f"update_readme: {error}", file=sys.stderr)

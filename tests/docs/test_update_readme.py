@@ -21,6 +21,9 @@ between
 <!-- results table -->
 <!-- /results table -->
 
+<!-- claims table -->
+<!-- /claims table -->
+
 end
 """
 
@@ -102,6 +105,19 @@ def test_the_table_of_results_has_a_row_for_each_run(script, run: Path, readme: 
     assert lines.count(row) == 2
 
 
+def test_the_table_of_claims_has_a_row_for_each_that_was_tested(script, tmp_path: Path, readme: Path) -> None:
+    row = {"claim": "it helps", "metric": "accuracy", "base": 0.5, "ours": 0.625, "control_figure": 0.6, "n_seeds": 5}
+    others = [{"claim": "it is calm", "metric": "ece", "control_figure": None}, {"claim": "ImageNet", "ours": None}]
+    rows = [row | {"verdict": "partly"}] + [row | {"verdict": "preliminary"} | other for other in others]
+    (tmp_path / "powergrad.json").write_text(json.dumps({"title": "PowerGrad", "rows": rows}))
+    assert script("update_readme").main(["--claims", str(tmp_path / "powergrad.json")], readme=readme) == 0
+    text = readme.read_text(encoding="utf-8").replace("\u00a0", " ")
+    page = "[powergrad](docs/ledger/powergrad.md)"
+    assert f"| it helps | 50.00 % → 62.50 % | 60.00 % | 5 | partly | {page} |" in text
+    assert f"| it is calm | 0.500 → 0.625 | – | 5 | preliminary | {page} |" in text
+    assert "ImageNet" not in text
+
+
 def test_a_readme_without_the_block_is_left_alone(script, run: Path, readme: Path, capsys) -> None:
     readme.write_text("# Title\n", encoding="utf-8")
     assert script("update_readme").main([str(run)], readme=readme) == 2
@@ -115,14 +131,16 @@ def test_a_run_that_is_not_there_is_said(script, tmp_path: Path, readme: Path, c
     assert readme.read_text(encoding="utf-8") == README
 
 
-@pytest.mark.parametrize("words", [[], ["runs/demo", "--results", "results.json"]])
-def test_one_of_the_two_tables_is_asked_for(script, words: list[str], readme: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [[], ["runs/demo", "--results", "results.json"], ["--results", "results.json", "--claims", "page.json"]]
+)
+def test_one_of_the_tables_is_asked_for(script, words: list[str], readme: Path) -> None:
     with pytest.raises(SystemExit):
         script("update_readme").main(words, readme=readme)
 
 
-def test_the_readme_of_the_project_has_both_blocks(script, root: Path) -> None:
+def test_the_readme_of_the_project_has_all_blocks(script, root: Path) -> None:
     update = script("update_readme")
     text = (root / "README.md").read_text(encoding="utf-8")
-    for name in ("demo table", "results table"):
+    for name in ("demo table", "results table", "claims table"):
         assert "figures" in update.with_block(text, name, "figures")
