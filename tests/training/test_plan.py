@@ -102,9 +102,9 @@ def test_a_training_by_budget_equals_one_by_its_number_of_steps(problem, same_bi
 
 
 def test_the_budget_is_kept(problem):
-    make_batch = burning(problem, 0.005)
-    _, history = problem.train(Recipe(budget="1s", batch_size=16), make_batch=make_batch)
-    assert history.cpu_seconds == pytest.approx(1.0, rel=0.2)
+    make_batch = burning(problem, 0.02)
+    _, history = problem.train(Recipe(budget="2s", batch_size=16), make_batch=make_batch)
+    assert history.cpu_seconds == pytest.approx(2.0, rel=0.25)
 
 
 def test_the_number_of_steps_is_stored_and_used_again(problem, same_bits, tmp_path):
