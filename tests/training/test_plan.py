@@ -83,11 +83,11 @@ def test_timing_takes_a_fifth_of_the_budget_at_most_and_one_step():
 
 def test_the_same_training_gets_its_own_time_back(problem):
     """A control that is its method again has as many steps, give or take what a machine's clock does."""
-    make_batch = burning(problem, 0.01)
+    make_batch = burning(problem, 0.03)
     _, first = problem.train(Recipe(steps=60, batch_size=16), make_batch=make_batch)
     _, again = problem.train(Recipe(budget=f"{first.cpu_seconds:.3f}s", batch_size=16), make_batch=make_batch)
-    assert again.steps == pytest.approx(first.steps, rel=0.06)
-    assert again.cpu_seconds == pytest.approx(first.cpu_seconds, rel=0.1)
+    assert again.steps == pytest.approx(first.steps, rel=0.1)
+    assert again.cpu_seconds == pytest.approx(first.cpu_seconds, rel=0.15)
 
 
 def test_a_training_by_budget_equals_one_by_its_number_of_steps(problem, same_bits, tmp_path):
