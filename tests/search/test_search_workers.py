@@ -222,7 +222,7 @@ def test_a_cluster_of_two_nodes_that_loses_one(
     """Its trainings are long enough for both to be at work when it does."""
     cluster, second = two_nodes
     run = tmp_path / "run"
-    recipe = written(tiny(individuals=CHILDREN, training={"epochs": 150}), tmp_path / "recipe.yaml")
+    recipe = written(tiny(individuals=CHILDREN, training={"epochs": 400}), tmp_path / "recipe.yaml")
     process = started("--recipe", recipe, "--ray", cluster.address, "--out", run, "--quiet")
     at_work = [training(run, number) for number in (1, 2)]
     wait_until(lambda: all((place / "metrics.csv").exists() for place in at_work), process)
